@@ -1,0 +1,1 @@
+"""Where the bytes go. A file here registers what it defines."""

@@ -1,0 +1,251 @@
+"""The nouns. Everything here is a value: made once, passed on, never changed.
+
+A weight is always seen as a matrix (out, in), whatever shape its module stores it in.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from lighten.errors import WrongUse
+
+Grid = dict[str, Tensor]
+"""What a format fits: tensors whose first two dimensions are (out, blocks)."""
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One weight of a network.
+
+    name: the parameter's name in the state dict. shape: (out, in). kind: "linear", "embedding",
+    "head" (tied: "embedding+head"), "conv". transposed: stored as (in, out), as GPT-2 does.
+    shares: layers with an equal value here see the same input, hence have one Hessian.
+    """
+
+    name: str
+    kind: str
+    shape: tuple[int, int]
+    calls: int = 1
+    transposed: bool = False
+    block: int | None = None
+    shares: str = ""
+
+    @property
+    def size(self) -> int:
+        return self.shape[0] * self.shape[1]
+
+
+@dataclass(frozen=True)
+class Spec:
+    """What is done to one weight. Reads and writes as text.
+
+    >>> Spec.parse("int4_g128@gptq")
+    Spec(format='int4_g128', sparsity=None, rank=None, activations=None, solver='gptq')
+    >>> str(Spec.parse("int8+2:4"))
+    'int8+2:4'
+    >>> str(Spec.parse("keep"))
+    'keep'
+    """
+
+    format: str | None = None
+    sparsity: str | None = None
+    rank: int | None = None
+    activations: str | None = None
+    solver: str | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> Spec:
+        """Read `format+sparsity+r<rank>+a<activations>@solver`; every part may be missing."""
+        body, _, solver = text.strip().partition("@")
+        parts: dict[str, Any] = {"solver": solver or None}
+        for part in body.split("+"):
+            if part in ("", "keep"):
+                continue
+            if re.fullmatch(r"\d+:\d+|0?\.\d+", part):
+                key, value = "sparsity", part
+            elif re.fullmatch(r"r\d+", part):
+                key, value = "rank", int(part[1:])  # type: ignore[assignment]
+            elif re.fullmatch(r"a\d+", part):
+                key, value = "activations", part[1:]
+            else:
+                key, value = "format", part
+            if parts.get(key) is not None:
+                raise WrongUse(f"spec `{text}` names its {key} twice", "one part of each kind")
+            parts[key] = value
+        return cls(**parts)
+
+    def __str__(self) -> str:
+        rank = None if self.rank is None else f"r{self.rank}"
+        activations = None if self.activations is None else f"a{self.activations}"
+        body = "+".join(p for p in (self.format, self.sparsity, rank, activations) if p) or "keep"
+        return f"{body}@{self.solver}" if self.solver else body
+
+
+@dataclass(frozen=True)
+class Stats:
+    """Sums over the n calibration positions that a layer saw.
+
+    hessian: (in, in), X Xᵀ / n. low, high: range of the inputs. gradient: (out,), mean square of
+    the loss gradient at each output, in nats² per unit² (the diagonal of the Fisher matrix).
+    frequency: (out,), for embeddings: how often each row was looked up, as a share of n.
+    """
+
+    n: int
+    hessian: Tensor
+    low: Tensor | None = None
+    high: Tensor | None = None
+    gradient: Tensor | None = None
+    frequency: Tensor | None = None
+
+
+class Format(Protocol):
+    """A set of numbers and its bytes. Weights w are (out, n) float32, n a multiple of `block`.
+
+    block: columns that share one grid entry; 0: the whole row does. step: columns that must be
+    encoded together (1 unless the codes of neighbours are tied). sub: columns whose share of the
+    grid can be fitted again when the rest of the block stands (equal to `block` where there is no
+    such part): then `refit` exists.
+    """
+
+    name: str
+    block: int
+    sub: int
+    step: int
+
+    def bits(self, columns: int) -> float:
+        """Stored bits per weight in rows of `columns`, scales and padding counted."""
+
+    def accepts(self, shape: tuple[int, int]) -> str | None:
+        """None, or why a weight of this shape cannot be stored so."""
+
+    def fit(self, w: Tensor, importance: Tensor | None = None) -> Grid:
+        """The grid that suits w best; squared errors weighted by importance (n,) or (out, n)."""
+
+    def encode(self, w: Tensor, grid: Grid, start: int = 0) -> Tensor:
+        """Nearest codes (out, k) for columns start..start+k of those that the grid covers."""
+
+    def decode(self, codes: Tensor, grid: Grid, start: int = 0) -> Tensor:
+        """The numbers (out, k), float32, that the runtime computes with."""
+
+    def pack(self, codes: Tensor, grid: Grid) -> dict[str, Tensor]:
+        """The stored form, row by row: tensors whose first dimension is out."""
+
+    def unpack(self, packed: Mapping[str, Tensor], shape: tuple[int, int]) -> tuple[Tensor, Grid]:
+        """The inverse of pack."""
+
+
+@dataclass(frozen=True)
+class Compressed:
+    """A compressed weight: a value, not a module. `parts` is the stored form (Format.pack)."""
+
+    spec: Spec
+    shape: tuple[int, int]
+    format: Format
+    parts: Mapping[str, Tensor]
+
+    def dense(self) -> Tensor:
+        """(out, in) float32: the numbers that the runtime computes with, to the bit."""
+        codes, grid = self.format.unpack(self.parts, self.shape)
+        return self.format.decode(codes, grid)
+
+    def nbytes(self) -> int:
+        """Bytes on disk."""
+        return sum(p.numel() * p.element_size() for p in self.parts.values())
+
+    def rows(self, index: Tensor) -> Compressed:
+        """The same weight with its rows taken in another order."""
+        parts = {k: p.index_select(0, index) for k, p in self.parts.items()}
+        return Compressed(self.spec, (len(index), self.shape[1]), self.format, parts)
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One thing that could be done to one unit.
+
+    unit: name of a layer (or of layers tied by an axis). specs: layer -> Spec text. error: nats of
+    KL divergence where `measured` or first-order, see Plan.predicted. cost: {"bytes": ...}.
+    """
+
+    unit: str
+    specs: Mapping[str, str]
+    error: float
+    cost: Mapping[str, float]
+    width: int | None = None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Layer -> Spec text; axis -> kept width; what is expected of it. JSON is the only recipe."""
+
+    specs: Mapping[str, str]
+    widths: Mapping[str, int] = field(default_factory=dict)
+    predicted: Mapping[str, float] = field(default_factory=dict)
+
+    def to_json(self) -> str:
+        body = {"specs": self.specs, "widths": self.widths, "predicted": self.predicted}
+        return json.dumps(body, indent=1, sort_keys=True) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> Plan:
+        try:
+            body = json.loads(text)
+            specs = {str(k): str(Spec.parse(v)) for k, v in body["specs"].items()}
+            return cls(specs, dict(body.get("widths", {})), dict(body.get("predicted", {})))
+        except (ValueError, KeyError, AttributeError, TypeError) as error:
+            raise WrongUse(f"this is not a plan: {error}", "see docs/concepts/plan.md") from error
+
+
+_UNITS = {"b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
+
+
+@dataclass(frozen=True)
+class Budget:
+    """A limit in what the user measures.
+
+    >>> Budget.parse("90MB")
+    Budget(value=90000000.0, unit='bytes')
+    >>> Budget.parse("4.5bpw").limit(weights=1_000_000, size_before=4_000_000)
+    562500
+    >>> Budget.parse("25%").limit(weights=1_000_000, size_before=4_000_000)
+    1000000
+    """
+
+    value: float
+    unit: str  # "bytes", "bpw", "share"
+
+    @classmethod
+    def parse(cls, text: str) -> Budget:
+        """Read "80MB", "80MiB", "4.5bpw" or "25%"; raises WrongUse."""
+        m = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*([a-zA-Z%]*)\s*", text)
+        hint = 'write "80MB" (file size), "4.5bpw" (bits per weight) or "25%" (of the size now)'
+        if not m or not math.isfinite(float(m[1])) or float(m[1]) <= 0:
+            raise WrongUse(f"budget `{text}` is not a positive amount with a unit", hint)
+        value, unit = float(m[1]), m[2].lower()
+        if unit in _UNITS:
+            return cls(value * _UNITS[unit], "bytes")
+        if unit == "bpw":
+            return cls(value, "bpw")
+        if unit == "%":
+            return cls(value / 100, "share")
+        raise WrongUse(f"budget `{text}` has no unit that lighten knows", hint)
+
+    def limit(self, weights: int, size_before: int) -> int:
+        """The limit in bytes of the exported file, for a model of so many weights and bytes."""
+        if self.unit == "bytes":
+            return int(self.value)
+        if self.unit == "bpw":
+            return int(self.value * weights / 8)
+        return int(self.value * size_before)
+
+
+def tensor_bytes(t: Tensor) -> Tensor:
+    """The bytes of t as uint8, its first dimension kept."""
+    return t.contiguous().view(torch.uint8).reshape(t.shape[0], -1)
