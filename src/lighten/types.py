@@ -10,6 +10,7 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -164,6 +165,40 @@ class Compressed:
         """The same weight with its rows taken in another order."""
         parts = {k: p.index_select(0, index) for k, p in self.parts.items()}
         return Compressed(self.spec, (len(index), self.shape[1]), self.format, parts)
+
+
+class Exporter(Protocol):
+    """Where the bytes go: one kind of file or folder. `model`: a lighten.model.Model.
+
+    The layers in `weights` and `specs` are named as in the state dict; all others, and all other
+    tensors, are carried over as they are.
+    """
+
+    name: str
+
+    def refuses(self, model: Any) -> str | None:
+        """None, or why this target cannot hold this model at all."""
+
+    def accepts(self, spec: Spec, layer: Layer, model: Any) -> str | None:
+        """None, or why this target cannot store this layer so."""
+
+    def write(self, model: Any, weights: Mapping[str, Compressed], path: Path) -> None:
+        """Write the whole output, or nothing; raises UserError."""
+
+    def read(self, path: Path) -> Mapping[str, Tensor]:
+        """State-dict names and shapes -> the numbers the runtime computes with, one at a time."""
+
+    def nbytes(self, model: Any, specs: Mapping[str, Spec]) -> int:
+        """Bytes of all files that write would make: exact."""
+
+    def fixed_bytes(self, model: Any) -> int:
+        """Bytes that depend on no layer's spec. With the layer_bytes: exact or a little more."""
+
+    def layer_bytes(self, model: Any, layer: Layer, spec: Spec) -> int:
+        """Bytes that a layer adds to the output."""
+
+    def notes(self, model: Any) -> tuple[str, ...]:
+        """What a reader of the output should know."""
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,277 @@
+"""GGUF, the file that llama.cpp and its kin open.
+
+From a Hugging Face model: names, hyper-parameters, tokenizer and chat template are written out of
+what the family knows. From a GGUF: every field and every tensor that did not change is carried
+over byte for byte. Matrices that no format was chosen for are stored as F16 (BF16 where they were),
+vectors and position embeddings as F32, which llama.cpp computes them in.
+
+*Source:* llama.cpp, gguf-py (names of fields) and src/llama-model.cpp (types that it expects).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lighten.containers import gguf as container
+from lighten.containers import gguf_vocab
+from lighten.containers.gguf import Header, Kind, TensorInfo, Typed, pad
+from lighten.containers.output import whole_file
+from lighten.errors import BadInput, WrongUse
+from lighten.registry import exporters, families
+from lighten.types import Compressed, Layer, Spec
+
+FOLDER = "export a Hugging Face folder instead (`--export huggingface`)"
+
+FILE_TYPES = {
+    "f32": 0, "f16": 1, "q4_0": 2, "q4_1": 3, "q8_0": 7, "q5_0": 8, "q5_1": 9, "q2_k": 10,
+    "q3_k": 12, "q4_k": 15, "q5_k": 17, "q6_k": 18, "iq4_nl": 25, "iq4_xs": 30, "bf16": 32,
+}  # fmt: skip
+"""The formats that GGUF has -> `general.file_type` of a file that is mostly so."""
+
+_F32, _F16, _BF16 = 0, 1, 30
+_DTYPES = {_F32: torch.float32, _F16: torch.float16, _BF16: torch.bfloat16}
+_BUFFERS = (".attn.bias", ".attn.masked_bias", ".inv_freq")  # masks and tables, not weights
+_POSITIONS = "position_embd.weight"
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """All of a file but its numbers. source: GGUF name -> state-dict name."""
+
+    fields: Mapping[str, Any]
+    tensors: list[TensorInfo]
+    source: Mapping[str, str]
+    alignment: int
+
+    def nbytes(self) -> int:
+        head = container.header(self.fields, self.tensors, self.alignment)
+        return len(head) + sum(pad(t.nbytes, self.alignment) for t in self.tensors)
+
+
+@dataclass(frozen=True)
+class Gguf:
+    """The exporter."""
+
+    name: str = "gguf"
+
+    def refuses(self, model: Any) -> str | None:
+        if model.kind == "gguf":
+            return None
+        if model.family is None:
+            kind = getattr(model.config, "model_type", "?")
+            return f"lighten does not know what llama.cpp calls the tensors of `{kind}`"
+        why: str | None = families[model.family].refuses(model.config)
+        return why
+
+    def notes(self, model: Any) -> tuple[str, ...]:
+        if model.kind == "gguf" or model.family is None:
+            return ()
+        about = gguf_vocab.note(model.tokenizer)
+        notes: tuple[str, ...] = tuple(families[model.family].notes(model.config))
+        return notes + (() if about is None else (about,))
+
+    def accepts(self, spec: Spec, layer: Layer, model: Any) -> str | None:
+        if spec.rank is not None or spec.activations is not None:
+            return "GGUF has neither low-rank parts nor quantized activations"
+        if spec.format is None:
+            return None
+        if spec.format not in FILE_TYPES:
+            return f"GGUF has no format {spec.format}"
+        block = container.block_layout(_type(spec.format))[0]
+        if layer.shape[1] % block:
+            return f"{spec.format} stores blocks of {block}; rows have {layer.shape[1]} columns"
+        if self._is_positions(model, layer) and spec.format not in ("f16", "f32"):
+            return "llama.cpp wants position embeddings as f16 or f32"
+        return None
+
+    # -- sizes ---------------------------------------------------------------------------------
+    def nbytes(self, model: Any, specs: Mapping[str, Spec]) -> int:
+        return _layout(model, specs).nbytes()
+
+    def fixed_bytes(self, model: Any) -> int:
+        kept = Spec()
+        return _layout(model, {}).nbytes() - sum(
+            self.layer_bytes(model, layer, kept) for layer in model.layers
+        )
+
+    def layer_bytes(self, model: Any, layer: Layer, spec: Spec) -> int:
+        if model.kind == "gguf":
+            header = _header(model.path)
+            info = header.tensors[_gguf_name(model, layer.name) or layer.name]
+            type_ = info.type if spec.format is None else _type(spec.format)
+            return pad(TensorInfo(layer.name, layer.shape, type_).nbytes, header.alignment)
+        if spec.format is not None:
+            type_ = _type(spec.format)
+        elif self._is_positions(model, layer):
+            type_ = _F32
+        else:
+            type_ = _F16  # BF16 is as long
+        return pad(TensorInfo(layer.name, layer.shape, type_).nbytes)
+
+    def _is_positions(self, model: Any, layer: Layer) -> bool:
+        return model.family is not None and _gguf_name(model, layer.name) == _POSITIONS
+
+    # -- bytes ---------------------------------------------------------------------------------
+    def write(self, model: Any, weights: Mapping[str, Compressed], path: Path) -> None:
+        why = self.refuses(model)
+        if why is not None:
+            raise WrongUse(f"this model cannot be written as GGUF: {why}", FOLDER)
+        layers = {layer.name: layer for layer in model.layers}
+        for name, weight in weights.items():
+            why = self.accepts(Spec(format=weight.format.name), layers[name], model)
+            if why is not None:
+                raise WrongUse(f"layer `{name}` cannot be written into a GGUF: {why}", FOLDER)
+        specs = {name: Spec(format=w.format.name) for name, w in weights.items()}
+        layout = _layout(model, specs)
+        extra = {} if model.kind == "gguf" else families[model.family].extra_tensors(model.config)
+
+        def load(info: TensorInfo) -> Tensor:
+            name = layout.source.get(info.name)
+            if name is not None and name in weights:
+                weight = weights[name]
+                order = None if model.family is None else _row_order(model, name)
+                return (weight if order is None else weight.rows(order)).parts["bytes"]
+            if model.kind == "gguf":
+                return _stored(model.path, info)
+            if name is None:
+                added: Tensor = extra[info.name].to(_DTYPES[info.type])
+                return added
+            return _dense(model, name, layers.get(name), info)
+
+        with whole_file(path) as part:
+            container.write(part, layout.fields, layout.tensors, load, layout.alignment)
+
+    def read(self, path: Path) -> Mapping[str, Tensor]:
+        from lighten.containers.safetensors import Tensors
+        from lighten.model import open_model
+
+        model = open_model(path)
+        return Tensors(model.tensors, lambda name: model.tensors[name].load())
+
+
+def _type(format: str) -> int:
+    from gguf import GGMLQuantizationType
+
+    return int(GGMLQuantizationType[format.upper()])
+
+
+@lru_cache(maxsize=4)
+def _read_header(path: Path, size: int, changed: int) -> Header:
+    return container.read_header(path)
+
+
+def _header(path: Path) -> Header:
+    stat = path.stat()
+    return _read_header(path, stat.st_size, stat.st_mtime_ns)
+
+
+def _stored(path: Path, info: TensorInfo) -> Tensor:
+    """The bytes of a tensor as the source has them."""
+    offset = _header(path).offsets[info.name]
+    return torch.from_file(str(path), shared=False, size=offset + info.nbytes, dtype=torch.uint8)[
+        offset:
+    ]
+
+
+def _gguf_name(model: Any, name: str) -> str | None:
+    if model.family is None:
+        return name
+    n_blocks = model.config.num_hidden_layers
+    there: str | None = families[model.family].gguf_name(name, n_blocks)
+    return there
+
+
+def _row_order(model: Any, name: str) -> Tensor | None:
+    order: Tensor | None = families[model.family].row_order(name, model.config)
+    return order
+
+
+def _dense(model: Any, name: str, layer: Layer | None, info: TensorInfo) -> Tensor:
+    """A tensor that no format was chosen for, as `info` announces it."""
+    family = families[model.family]
+    t: Tensor = model.tensors[name].load()
+    if layer is not None and layer.transposed:
+        t = t.T
+    order = _row_order(model, name)
+    if order is not None:
+        t = t.index_select(0, order.to(t.device))
+    offset = family.offset(name)
+    if offset:
+        t = t.float() + offset
+    stored = t.to(_DTYPES[info.type])
+    if stored.dtype is torch.float16 and not bool(stored.isfinite().all()):
+        raise WrongUse(
+            f"tensor `{name}` has numbers that float16 cannot hold", "choose bf16 or f32 for it"
+        )
+    return stored
+
+
+# -- layouts -------------------------------------------------------------------------------------
+def _layout(model: Any, specs: Mapping[str, Spec]) -> _Layout:
+    chosen = {n: s.format for n, s in specs.items() if s.format is not None}
+    sizes: dict[str, int] = {}
+    for layer in model.layers:
+        format = chosen.get(layer.name, "f16")
+        sizes[format] = sizes.get(format, 0) + layer.size
+    mostly = FILE_TYPES[max(sizes, key=lambda f: (sizes[f], f))] if sizes else FILE_TYPES["f16"]
+    marks = {"general.file_type": mostly, "general.quantization_version": 2}
+    types = {name: _type(format) for name, format in chosen.items()}
+    if model.kind == "gguf":
+        return _carried_over(model, types, marks)
+    return _written_out(model, types, marks)
+
+
+def _carried_over(model: Any, types: Mapping[str, int], marks: Mapping[str, Any]) -> _Layout:
+    header = _header(model.path)
+    here = {_gguf_name(model, name): name for name in model.tensors}
+    tensors, source = [], {}
+    for info in header.tensors.values():
+        name = here.get(info.name)
+        if name is not None:
+            source[info.name] = name
+        type_ = info.type if name is None else types.get(name, info.type)
+        tensors.append(TensorInfo(info.name, info.shape, type_))
+    return _Layout({**header.fields, **marks}, tensors, source, header.alignment)
+
+
+def _written_out(model: Any, types: Mapping[str, int], marks: Mapping[str, Any]) -> _Layout:
+    family, config = families[model.family], model.config
+    layers = {layer.name: layer for layer in model.layers}
+    tensors, source = [], {}
+    for name, lazy in model.tensors.items():
+        if name.endswith(_BUFFERS) or (name == "lm_head.weight" and config.tie_word_embeddings):
+            continue
+        there = _gguf_name(model, name)
+        if there is None:
+            raise BadInput(f"`{family.gguf_arch}` in llama.cpp has no tensor `{name}`", FOLDER)
+        shape = tuple(layers[name].shape if name in layers else lazy.shape)
+        if name in types:
+            type_ = types[name]
+        elif len(shape) < 2 or there == _POSITIONS:
+            type_ = _F32
+        else:
+            type_ = _BF16 if lazy.dtype is torch.bfloat16 else _F16
+        tensors.append(TensorInfo(there, shape, type_))
+        source[there] = name
+    for there, extra in family.extra_tensors(config).items():
+        tensors.append(TensorInfo(there, tuple(extra.shape), _F32))
+    fields: dict[str, Any] = {
+        "general.architecture": family.gguf_arch,
+        "general.type": "model",
+        "general.name": Path(model.path).name or family.gguf_arch,
+        **marks,
+    }
+    for key, (value, kind) in family.metadata(config).items():
+        fields[key] = Typed(value, Kind(int(kind)))
+    fields |= gguf_vocab.fields(model.tokenizer, config.vocab_size)
+    return _Layout(fields, tensors, source, container.ALIGNMENT)
+
+
+exporters("gguf")(Gguf())
