@@ -76,17 +76,22 @@ def build_tools(cache: Path, jobs: int = os.cpu_count() or 1) -> Tools:
     return Tools(*programs)
 
 
-def _run(*command: str | Path, out: Path | None = None) -> str:
-    """Standard output of one program; `out`, which it writes, comes to be only when it is whole."""
+def _run(*command: str | Path, out: Path | None = None, sign: str = "") -> str:
+    """Standard output of one program, which must hold `sign`: some failures end with code 0.
+
+    `out`, a file that the program writes, comes to be only when it is whole.
+    """
     part = out.with_name(f"part-{out.name}") if out else None
+    if part:
+        part.unlink(missing_ok=True)
     done = subprocess.run(
         [str(part if piece is out else piece) for piece in command],
         capture_output=True,
         text=True,
     )
-    if done.returncode or (part and not part.exists()):
+    if done.returncode or sign not in done.stdout or (part and not part.exists()):
         tail = "\n".join((done.stdout + done.stderr).splitlines()[-15:])
-        raise RuntimeError(f"{command[0]} ended with {done.returncode}:\n{tail}")
+        raise RuntimeError(f"{command[0]} did not finish, code {done.returncode}:\n{tail}")
     if part and out:
         part.replace(out)
     return done.stdout
@@ -112,7 +117,7 @@ def kld_base(tools: Tools, model: Path, text: Path, out: Path, chunks: int, ctx:
     The second half of each window is scored: `ctx // 2 - 1` tokens.
     """
     what = ("-m", model, "-f", text, "-c", str(ctx), "--chunks", str(chunks))
-    _run(tools.perplexity, *what, "--kl-divergence-base", out, out=out)
+    _run(tools.perplexity, *what, "--kl-divergence-base", out, out=out, sign="Final estimate")
 
 
 def kld(tools: Tools, model: Path, base: Path, ctx: int = 512) -> dict[str, float]:
@@ -121,12 +126,12 @@ def kld(tools: Tools, model: Path, base: Path, ctx: int = 512) -> dict[str, floa
     The tokens come from `base`; `ctx` must be the one it was made with.
     """
     what = ("-m", model, "-c", str(ctx), "--kl-divergence", "--kl-divergence-base", base)
-    report = _run(tools.perplexity, *what)
+    report = _run(tools.perplexity, *what, sign="Same top p:")
 
     def read(label: str) -> list[float]:
         line = re.search(rf"^{label}\s*:(.*)$", report, re.MULTILINE)
         if line is None:
-            raise RuntimeError(f"no line {label!r} in the report of {tools.perplexity}:\n{report}")
+            raise RuntimeError(f"no line {label!r} in the report of {tools.perplexity}")
         return [float(number) for number in re.findall(r"-?\d+\.\d+", line[1])]
 
     ppl, mean, top = read(r"Mean PPL\(Q\)"), read(r"Mean\s+KLD"), read("Same top p")

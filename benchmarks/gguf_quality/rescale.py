@@ -14,14 +14,14 @@ from __future__ import annotations
 import argparse
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 from gguf import GGMLQuantizationType, GGUFReader, GGUFValueType, GGUFWriter, dequantize
 from peer import MODEL, cache_dir
 
 if TYPE_CHECKING:
-    import torch
+    from transformers import PreTrainedModel
 
 Weights = dict[str, np.ndarray]
 READERS = {
@@ -42,6 +42,10 @@ def packaged_model() -> Path:
     return next(Path(spec.origin).parent.glob("*.gguf"))
 
 
+def _name(block: int, kind: str) -> str:
+    return f"blk.{block}.{kind}.weight"
+
+
 def rescale(weights: Weights, blocks: int, heads: int, kv_heads: int, seed: int = SEED) -> None:
     """Fold random factors into the float32 `weights` (out, in), in place.
 
@@ -54,26 +58,22 @@ def rescale(weights: Weights, blocks: int, heads: int, kv_heads: int, seed: int 
         return random.uniform(*FACTORS, size).astype(np.float32)
 
     for block in range(blocks):
-        name = {
-            kind: f"blk.{block}.{kind}.weight" for kind in (*READERS, *sum(READERS.values(), ()))
-        }
         for norm, readers in READERS.items():
-            before = weights[name[norm]]
+            before = weights[_name(block, norm)]
             after = (before / draw(len(before))).astype(np.float16).astype(np.float32)
             if np.any((after == 0) != (before == 0)):
-                raise ValueError(f"{name[norm]} has entries that float16 cannot hold")
+                raise ValueError(f"{_name(block, norm)} has entries that float16 cannot hold")
             factor = np.divide(before, after, out=np.ones_like(before), where=after != 0)
-            weights[name[norm]] = after
+            weights[_name(block, norm)] = after
             for reader in readers:
-                weights[name[reader]] = weights[name[reader]] * factor
-        o, down = (f"blk.{block}.{kind}.weight" for kind in ("attn_output", "ffn_down"))
-        hidden = draw(len(weights[name["ffn_up"]]))
-        weights[name["ffn_up"]] = weights[name["ffn_up"]] * hidden[:, None]
-        weights[down] = weights[down] / hidden
-        value = draw(len(weights[name["attn_v"]]))
-        weights[name["attn_v"]] = weights[name["attn_v"]] * value[:, None]
+                weights[_name(block, reader)] *= factor
+        hidden = draw(len(weights[_name(block, "ffn_up")]))
+        weights[_name(block, "ffn_up")] *= hidden[:, None]
+        weights[_name(block, "ffn_down")] /= hidden
+        value = draw(len(weights[_name(block, "attn_v")]))
+        weights[_name(block, "attn_v")] *= value[:, None]
         per_query_head = np.repeat(value.reshape(kv_heads, -1), heads // kv_heads, axis=0)
-        weights[o] = weights[o] / per_query_head.ravel()
+        weights[_name(block, "attn_output")] /= per_query_head.ravel()
 
 
 def load(path: Path) -> tuple[GGUFReader, Weights]:
@@ -103,7 +103,7 @@ def write(path: Path, source: GGUFReader, weights: Weights) -> None:
     writer.close()
 
 
-def open_gguf(path: Path) -> torch.nn.Module:
+def open_gguf(path: Path) -> PreTrainedModel:
     """A GGUF file as a transformers model in float32 (without the package `accelerate`)."""
     from transformers import AutoConfig, AutoModelForCausalLM
     from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
@@ -114,7 +114,7 @@ def open_gguf(path: Path) -> torch.nn.Module:
     missing, unexpected = model.load_state_dict(state, strict=False)
     if unexpected or set(missing) - {"lm_head.weight"} or not config.tie_word_embeddings:
         raise ValueError(f"{path} does not fit {type(model).__name__}: {missing}, {unexpected}")
-    return model.eval()
+    return cast("PreTrainedModel", model.eval())
 
 
 def write_folder(path: Path, model: Path) -> None:
