@@ -136,6 +136,12 @@ class Format(Protocol):
     def decode(self, codes: Tensor, grid: Grid, start: int = 0) -> Tensor:
         """The numbers (out, k), float32, that the runtime computes with."""
 
+    def settle(self, part: str, value: Tensor) -> Tensor:
+        """The nearest values that the grid's tensor `part` can store; decode is linear in each."""
+
+    def refit(self, w: Tensor, grid: Grid, start: int, importance: Tensor | None = None) -> Grid:
+        """The grid with the share of w (out, sub), its columns from `start` on, chosen again."""
+
     def pack(self, codes: Tensor, grid: Grid) -> dict[str, Tensor]:
         """The stored form, row by row: tensors whose first dimension is out."""
 

@@ -87,6 +87,13 @@ class SuperBlock:
             new["min"][:, block, i] = minimum
         return new
 
+    def settle(self, part: str, value: Tensor) -> Tensor:
+        if part in ("d", "dmin"):
+            return value.clamp(-HALF_MAX, HALF_MAX).half().float()
+        s = self.search
+        low, high = (s.scale_low, s.scale_high) if part == "scale" else (0, s.min_high)
+        return value.round().clamp_(low, high)
+
     def encode(self, w: Tensor, grid: Grid, start: int = 0) -> Tensor:
         scale, minimum = self._columns(grid, start, w.shape[1])
         u = (w if minimum is None else w + minimum) * reciprocal(scale)

@@ -121,6 +121,12 @@ class IntGroup:
             error = torch.where(s == 0, (imp * x * x).sum(0), error)
         return error
 
+    def settle(self, part: str, value: Tensor) -> Tensor:
+        return _half(value) if part == "scale" else value.round().clamp_(0, self.high)
+
+    def refit(self, w: Tensor, grid: Grid, start: int, importance: Tensor | None = None) -> Grid:
+        return grid  # nothing is shared beyond the group
+
     def encode(self, w: Tensor, grid: Grid, start: int = 0) -> Tensor:
         inverse = self._columns(reciprocal(grid["scale"]), start, w.shape[1])
         code = (w * inverse).add_(self._zero(grid, start, w.shape[1])).round_()

@@ -1,0 +1,41 @@
+"""Rounding with error feedback: sweep, then coordinate descent, never worse than round-to-nearest.
+
+*Source:* Frantar et al. 2022, "GPTQ"; see lighten.sweep for what is done differently.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from lighten.registry import formats, solvers
+from lighten.sweep import Factor, descend, row_errors, sweep
+from lighten.types import Compressed, Spec, Stats
+
+PASSES = 3
+
+
+@solvers("gptq")
+def gptq(
+    weight: Tensor, stats: Stats | None, spec: Spec, factor: Factor | None = None
+) -> Compressed:
+    """weight (out, in) -> codes and scales with low tr(Δ H Δᵀ), Δ = weight - dense.
+
+    Row by row the better of this and round-to-nearest is kept. factor: of stats.hessian, if it is
+    at hand. Formats without scales (f16, bf16, f32), and calls without stats, are only rounded.
+    """
+    nearest = solvers["rtn"](weight, stats, spec)
+    fmt = formats[spec.format]
+    codes0, grid0 = fmt.unpack(nearest.parts, nearest.shape)
+    if not grid0 or stats is None:
+        return nearest
+    factor = factor or Factor.of(stats.hessian)
+    codes, grid = sweep(weight, factor, fmt)
+    codes, grid = descend(weight, factor.hessian, fmt, codes, grid, PASSES)
+    swept = fmt.pack(codes, grid)
+    ours = row_errors(weight, fmt.decode(codes, grid), stats.hessian)
+    theirs = row_errors(weight, nearest.dense(), stats.hessian)
+    keep = ours <= theirs
+    if not bool(keep.all()):
+        swept = {k: torch.where(keep[:, None], t, nearest.parts[k]) for k, t in swept.items()}
+    return Compressed(spec, nearest.shape, fmt, swept)

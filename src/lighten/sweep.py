@@ -1,0 +1,163 @@
+"""Rounding with feedback: the optimal-brain-surgeon sweep, and coordinate descent after it.
+
+Both lower tr((W - Q) H (W - Q)ᵀ) over what a format can store. The sweep visits each column once,
+rounds it and lets the columns to its right make up for the error; when it reaches a block it fits
+the block's scales on the weights as corrected so far. The descent then visits every code and every
+scale again and moves it to its best value while all others stand, so it never raises the error.
+
+*Source:* Frantar et al. 2022, "GPTQ", algorithm 1 (the sweep, there with fixed scales); the
+descent is exact line search along each coordinate.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lighten.types import Format, Grid
+
+DAMP = 0.02
+"""Added to the diagonal of H, times its mean. On held-out text 0.01 to 0.05 are alike and best."""
+
+
+@dataclass(frozen=True)
+class Factor:
+    """What a sweep needs of H: made once for all layers that see the same input.
+
+    hessian: (in, in), damped. upper: (in, in), upper Cholesky factor of its inverse.
+    importance: (in,), 1 / diag(upper)²: what an error in a column costs once all columns to its
+    right have made up for it as well as they can.
+    """
+
+    hessian: Tensor
+    upper: Tensor
+    importance: Tensor
+
+    @classmethod
+    def of(cls, hessian: Tensor, damp: float = DAMP) -> Factor:
+        """Damp H and factorise; where H is near singular the damping grows until it succeeds."""
+        mean = hessian.diagonal().mean().clamp(min=1e-12)
+        eye = torch.eye(hessian.shape[0], dtype=hessian.dtype, device=hessian.device)
+        while True:
+            damped = hessian + damp * mean * eye
+            lower, failed = torch.linalg.cholesky_ex(damped)
+            if not failed:
+                inverse = torch.cholesky_inverse(lower)
+                upper, failed = torch.linalg.cholesky_ex(inverse, upper=True)
+                if not failed:
+                    return cls(damped, upper, upper.diagonal().square().reciprocal())
+            damp *= 4
+
+
+def row_errors(w: Tensor, q: Tensor, hessian: Tensor) -> Tensor:
+    """(out,): (w - q) H (w - q)ᵀ for each row."""
+    d = w - q
+    return ((d @ hessian) * d).sum(1)
+
+
+def sweep(w: Tensor, factor: Factor, fmt: Format) -> tuple[Tensor, Grid]:
+    """Codes (out, in) and grid for w (out, in), each block's scales fitted as the sweep arrives."""
+    w = w.clone()
+    n, upper, importance = w.shape[1], factor.upper, factor.importance
+    block = fmt.block or n
+    chunk = max(128, fmt.block) if fmt.block else 128
+    grids: list[Grid] = []
+    codes: list[Tensor] = []
+    for start in range(0, n, chunk):
+        stop = min(start + chunk, n)
+        errors = torch.zeros(w.shape[0], stop - start, dtype=w.dtype, device=w.device)
+        for i in range(start, stop, fmt.step):
+            inside = i % block
+            if inside == 0:
+                span = slice(i, i + block)
+                grids.append(fmt.fit(w[:, span], importance[span]))
+            elif fmt.sub != fmt.block and inside % fmt.sub == 0:
+                span = slice(i, i + fmt.sub)
+                grids[-1] = fmt.refit(w[:, span], grids[-1], inside, importance[span])
+            j = i + fmt.step
+            code = fmt.encode(w[:, i:j], grids[-1], inside)
+            error = w[:, i:j] - fmt.decode(code, grids[-1], inside)
+            if fmt.step == 1:
+                error /= upper[i, i]
+            else:
+                error = torch.linalg.solve_triangular(
+                    upper[i:j, i:j], error, upper=True, left=False
+                )
+            w[:, j:stop].addmm_(error, upper[i:j, j:stop], alpha=-1)
+            errors[:, i - start : j - start] = error
+            codes.append(code)
+        w[:, stop:].addmm_(errors, upper[start:stop, stop:], alpha=-1)
+    return torch.cat(codes, 1), {k: torch.cat([g[k] for g in grids], 1) for k in grids[0]}
+
+
+def descend(
+    w: Tensor, hessian: Tensor, fmt: Format, codes: Tensor, grid: Grid, passes: int
+) -> tuple[Tensor, Grid]:
+    """Better codes and grid, by exact line search along every scale and every code in turn."""
+    if fmt.step != 1:
+        return codes, grid
+    codes, grid = codes.clone(), {k: g.clone() for k, g in grid.items()}
+    q = fmt.decode(codes, grid)
+    pull = (w - q) @ hessian  # half the negative gradient of the error with respect to q
+    n = w.shape[1]
+    width = fmt.block or n
+    for _ in range(passes):
+        for start in range(0, n, width):
+            span = slice(start, start + width)
+            b = start // width
+            part = {k: g[:, b : b + 1] for k, g in grid.items()}
+            moved = _descend_block(fmt, codes[:, span], part, q[:, span], pull[:, span],
+                                   hessian[span, span])  # fmt: skip
+            pull[:, :start].addmm_(moved, hessian[span, :start], alpha=-1)
+            pull[:, start + width :].addmm_(moved, hessian[span, start + width :], alpha=-1)
+    return codes, grid
+
+
+def _descend_block(
+    fmt: Format, codes: Tensor, grid: Grid, q: Tensor, pull: Tensor, h: Tensor
+) -> Tensor:
+    """One pass over a block; changes all but h in place. Returns by how much q has moved."""
+    before = q.clone()
+    width = q.shape[1]
+    for name, entry in grid.items():
+        if entry.dim() == 2:
+            _move_scale(fmt, codes, grid, name, entry[:, 0], 0, q, pull, h)
+    sub = fmt.sub or 64  # a whole-row block is visited in pieces that fit the cache
+    for i, start in enumerate(range(0, width, sub)):
+        span = slice(start, min(start + sub, width))
+        part, hs = (codes[:, span], q[:, span], pull[:, span]), h[span, span]
+        was = part[1].clone()
+        local = part[2].clone()
+        for name, entry in grid.items():
+            if entry.dim() == 3:
+                _move_scale(fmt, part[0], grid, name, entry[:, 0, i], start, part[1], local, hs)
+        diagonal = hs.diagonal().tolist()
+        for j in range(part[1].shape[1]):
+            target = part[1][:, j : j + 1] + local[:, j : j + 1] / diagonal[j]
+            code = fmt.encode(target, grid, start + j)
+            new = fmt.decode(code, grid, start + j)
+            local.addmm_(new - part[1][:, j : j + 1], hs[j : j + 1], alpha=-1)
+            part[1][:, j : j + 1] = new
+            part[0][:, j : j + 1] = code
+        pull.addmm_(part[1] - was, h[span], alpha=-1)
+    return q - before
+
+
+def _move_scale(
+    fmt: Format, codes: Tensor, grid: Grid, name: str, entry: Tensor, start: int,
+    q: Tensor, pull: Tensor, h: Tensor,
+) -> None:  # fmt: skip
+    """Put one entry (out,) of the grid on its best storable value; decode is linear in each."""
+    old = entry.clone()
+    entry.fill_(0)
+    base = fmt.decode(codes, grid, start)
+    entry.fill_(1)
+    slope = fmt.decode(codes, grid, start) - base
+    curvature = ((slope @ h) * slope).sum(1)
+    step = (slope * pull).sum(1) / curvature
+    entry.copy_(fmt.settle(name, torch.where(curvature > 0, old + step, old)))
+    new = fmt.decode(codes, grid, start)
+    pull.addmm_(new - q, h, alpha=-1)
+    q.copy_(new)
