@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import pkgutil
+import sys
 from collections.abc import Callable, Iterator
 from importlib.metadata import entry_points
 from typing import Any, Generic, TypeVar
@@ -35,15 +36,19 @@ class Registry(dict[str, T], Generic[T]):
         super().__init__()
         self.kind = kind
         self.folder = folder
+        self.homes: dict[str, str] = {}  # name -> the module that registered it
         self._discovered = folder is None
 
     def __call__(self, name: str) -> Callable[[T], T]:
         """Decorate or call with an object to register it under `name`."""
+        home = sys._getframe(1).f_globals.get("__name__", "")
 
         def add(entry: T) -> T:
             if dict.__contains__(self, name):
-                raise WrongUse(f"{self.kind} `{name}` is registered twice")
+                where = f"by {self.homes.get(name)} and by {home}"
+                raise WrongUse(f"{self.kind} `{name}` is registered twice, {where}")
             self[name] = entry
+            self.homes[name] = home
             return entry
 
         return add

@@ -310,6 +310,20 @@ class Run:
                 os.truncate(path, data.rfind(b"\n") + 1)
 
 
+def default_folder(model: str, budget: str | None, max_kld: float | None = None) -> Path:
+    """Where a run goes that was given no --out. Raises WrongUse where nothing is asked for.
+
+    >>> default_folder("org/SmolLM2", "80 MB").as_posix()
+    'runs/SmolLM2-80MB'
+    """
+    if budget is None and max_kld is None:
+        hint = "say --budget 80MB, --budget 4.5bpw, --budget 25% or --max-kld 0.05"
+        raise WrongUse("there is neither a budget nor a loss to keep to", hint)
+    wish = budget.replace(" ", "").replace("%", "pc") if budget else f"kld{max_kld:g}"
+    name = Path(model).resolve().name.removesuffix(".gguf") or "model"
+    return Path("runs") / file_name(f"{name}-{wish}")
+
+
 _RESERVED = {REQUEST, MANIFEST, PARTIAL, LOCK}
 
 

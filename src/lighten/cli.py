@@ -1,0 +1,253 @@
+"""The command line: a few verbs, each a screenful at most, no logic.
+
+stdout is data, stderr is talk. Exit codes: 0 done, 1 failed or worse than a plain baseline, 2 wrong
+use, 130 stopped by ^C.
+"""
+
+from __future__ import annotations
+
+import difflib
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from lighten.errors import UserError
+from lighten.progress import be_quiet, complain, note
+
+app = typer.Typer(
+    name="lighten",
+    help="A trained network and a budget in; the best network that fits out, with the proof.",
+    epilog="lighten compress MODEL --budget 90MB   is all that most people need.",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _quiet(value: bool) -> None:
+    if value:
+        be_quiet()
+
+
+def _version(value: bool) -> None:
+    if value:
+        from importlib.metadata import version
+
+        print(f"lighten {version('lighten')}")
+        raise typer.Exit
+
+
+Model = Annotated[
+    str, typer.Argument(metavar="MODEL", help="A Hugging Face folder or hub id, or a .gguf file.")
+]
+Folder = Annotated[
+    Path, typer.Argument(metavar="RUN", help="The folder that `compress` wrote (its --out).")
+]
+Data = Annotated[
+    Path | None,
+    typer.Option(help="Text: .txt, .jsonl or a folder of them. Without: a text that lighten has."),
+]
+Samples = Annotated[int, typer.Option(min=1, help="Windows of text.")]
+Length = Annotated[int, typer.Option(min=2, help="Tokens in a window.")]
+Seed = Annotated[int, typer.Option(help="The same seed gives the same bytes.")]
+AsJson = Annotated[bool, typer.Option("--json", help="JSON on stdout instead of tables.")]
+Quiet = Annotated[
+    bool, typer.Option("--quiet", "-q", callback=_quiet, is_eager=True, help="Only errors.")
+]
+Version = Annotated[
+    bool, typer.Option("--version", callback=_version, is_eager=True, help="Print it and stop.")
+]
+
+
+@app.callback()
+def _lighten(version: Version = False, quiet: Quiet = False) -> None:
+    pass
+
+
+@app.command()
+def compress(
+    model: Model,
+    budget: Annotated[
+        str | None,
+        typer.Option(help='"80MB" of file, "4.5bpw" (bits per weight) or "25%" of the size now.'),
+    ] = None,
+    max_kld: Annotated[
+        float | None,
+        typer.Option(help="Instead of a budget: the smallest model that loses no more nats."),
+    ] = None,
+    data: Data = None,
+    export: Annotated[
+        str, typer.Option(help="The file to write; `lighten list exporters` names them.")
+    ] = "gguf",
+    out: Annotated[
+        Path | None, typer.Option(help="The run's folder. Without: runs/<model>-<budget>.")
+    ] = None,
+    samples: Samples = 64,
+    length: Length = 512,
+    seed: Seed = 0,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Make MODEL fit the budget, export it and measure what it lost. The same line resumes."""
+    from lighten import pipeline
+
+    result = pipeline.compress(
+        model,
+        budget=budget,
+        max_kld=max_kld,
+        data=data,
+        export=export,
+        out=out,
+        samples=samples,
+        length=length,
+        seed=seed,
+    )
+    _show(result.metrics, as_json)
+
+
+@app.command()
+def plan(
+    run: Folder,
+    budget: Annotated[str, typer.Option(help="The other budget, such as 70MB.")],
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Spend another budget from the candidates that RUN has stored, in seconds."""
+    from lighten import pipeline
+
+    _show(pipeline.replan(run, budget), as_json)
+
+
+@app.command()
+def export(
+    run: Folder,
+    to: Annotated[str, typer.Option(help="`lighten list exporters` names them.")],
+    quiet: Quiet = False,
+) -> None:
+    """Write the compressed model of RUN in another form; prints where it is."""
+    from lighten import pipeline
+
+    print(pipeline.export(run, to))
+
+
+@app.command()
+def report(run: Folder, as_json: AsJson = False) -> None:
+    """What RUN has done and measured."""
+    from lighten.summary import of_run
+
+    _show(of_run(run), as_json)
+
+
+@app.command()
+def measure(
+    model: Model,
+    against: Annotated[
+        str | None, typer.Option(help="The reference, to compare token by token.")
+    ] = None,
+    data: Data = None,
+    samples: Samples = 64,
+    length: Length = 512,
+    seed: Seed = 0,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Quality, bytes, speed and memory of any model file, with 95 % intervals."""
+    from lighten.measure import measure_model
+
+    found = measure_model(
+        model, against=against, data=data, samples=samples, length=length, seed=seed
+    )
+    _show(found, as_json)
+
+
+@app.command()
+def inspect(model: Model, as_json: AsJson = False, quiet: Quiet = False) -> None:
+    """What MODEL is made of, where its bytes are, and which formats fit each part."""
+    from lighten.inspect import inspect_model
+
+    _show(inspect_model(model), as_json)
+
+
+@app.command("list")
+def list_(
+    kind: Annotated[
+        str | None, typer.Argument(metavar="[KIND]", help="formats, solvers, exporters, families")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """What there is to choose from."""
+    from lighten.listing import listing
+
+    _show(listing(kind), as_json)
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="The run's folder.")] = Path("runs/demo"),
+    budget: Annotated[str, typer.Option(help="Size of the file to make.")] = "80MB",
+    prompt: Annotated[
+        str, typer.Option(help="What the compressed model is asked.")
+    ] = "What is the capital of France?",
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Compress a real model that pip brings along (SmolLM2-135M) and let it answer."""
+    from lighten import demo as demonstration
+
+    _show(demonstration.demo(out=out, budget=budget, prompt=prompt), as_json)
+
+
+def _show(facts: object, as_json: bool) -> None:
+    from lighten.summary import problems, show
+
+    show(facts, as_json)
+    for problem in problems(facts):
+        complain(problem)
+    if problems(facts):
+        raise typer.Exit(1)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code; what is no UserError keeps its traceback."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        code = app(words or ["--help"], prog_name="lighten", standalone_mode=False)
+    except UserError as error:
+        complain(error.message, error.hint)
+        return error.exit_code
+    except _UsageError as error:
+        complain(*_usage(error))
+        return 2
+    except (KeyboardInterrupt, typer.Abort):
+        code = 130
+    if code == 130:
+        again = f"; what is done stays done. To go on:\n  {shlex.join(['lighten', *words])}"
+        note(f"stopped{again if _RESUMED & set(words) else ''}")
+    return code if isinstance(code, int) else 0
+
+
+_RESUMED = {"compress", "demo", "export", "plan"}
+
+# typer takes it from click, or since 0.2x from its own copy of click, and exports it under no name.
+_UsageError: type[Exception] = typer.BadParameter.__mro__[2]
+
+
+def _usage(error: Exception) -> tuple[str, str]:
+    """Message and hint of a usage error, the nearest names in the hint."""
+    near = list(getattr(error, "possibilities", None) or [])
+    text = error.message if near else error.format_message()  # type: ignore[attr-defined]
+    message, _, guess = text.partition(" Did you mean ")
+    near = [guess.strip("'? ")] if guess else near
+    near = difflib.get_close_matches(message.split()[-1].strip("'."), near, 2) or near[:1]
+    context = getattr(error, "ctx", None)
+    help_line = f"`{context.command_path if context else 'lighten'} --help` shows what there is"
+    hint = f"did you mean {' or '.join(f'`{n}`' for n in near)}? " if near else ""
+    return message.rstrip("."), hint + help_line
+
+
+if __name__ == "__main__":
+    sys.exit(main())
