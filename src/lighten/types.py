@@ -176,11 +176,12 @@ class Compressed:
 class Exporter(Protocol):
     """Where the bytes go: one kind of file or folder. `model`: a lighten.model.Model.
 
-    The layers in `weights` and `specs` are named as in the state dict; all others, and all other
-    tensors, are carried over as they are.
+    suffix: of the output's name, "" for a folder. The layers in `weights` and `specs` are named as
+    in the state dict; all others, and all other tensors, are carried over as they are.
     """
 
     name: str
+    suffix: str
 
     def refuses(self, model: Any) -> str | None:
         """None, or why this target cannot hold this model at all."""

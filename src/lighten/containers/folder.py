@@ -44,6 +44,8 @@ def small_files(model: Any, dtype: torch.dtype, **config: Any) -> dict[str, byte
         body = json.loads(model.config.to_json_string(use_diff=False))
         body["architectures"] = body.get("architectures") or _architectures(model.config)
         files |= _tokenizer_files(model.tokenizer)
+    # a source may say that its head is tied and yet have one of its own: then that is written
+    body["tie_word_embeddings"] = bool(model.config.tie_word_embeddings)
     # older readers know the entry by its old name; a source that says so is followed
     body["torch_dtype" if "torch_dtype" in body else "dtype"] = str(dtype).removeprefix("torch.")
     body |= config

@@ -1,4 +1,4 @@
-"""The GGUF layout (version 3, little-endian), written tensor by tensor.
+"""The GGUF layout (version 3, little-endian), written tensor by tensor. `gguf_file` reads it.
 
     magic | u32 version | u64 tensors | u64 fields
     fields | tensor infos | padding | tensors, each padded
@@ -9,9 +9,8 @@
 from __future__ import annotations
 
 import math
-import mmap
 import struct
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from functools import cache
@@ -21,11 +20,10 @@ from typing import Any
 from torch import Tensor
 
 from lighten.containers.safetensors import raw_bytes
-from lighten.errors import BadInput, BadOutput
+from lighten.errors import BadOutput
 
 MAGIC = b"GGUF"
 ALIGNMENT = 32
-DAMAGED = "the file is damaged or was not copied completely; fetch it again"
 
 
 class Kind(IntEnum):
@@ -47,13 +45,6 @@ _PACK = {
     Kind.I64: "<q",
     Kind.F64: "<d",
 }
-
-
-@dataclass(frozen=True)
-class Raw:
-    """A field's type and value as another file has them."""
-
-    payload: bytes
 
 
 @dataclass(frozen=True)
@@ -94,7 +85,7 @@ def pad(n: int, alignment: int = ALIGNMENT) -> int:
 
 # -- writing -----------------------------------------------------------------------------------
 def string(text: str) -> bytes:
-    raw = text.encode("utf-8", "surrogateescape")
+    raw = text.encode()
     return struct.pack("<Q", len(raw)) + raw
 
 
@@ -116,8 +107,6 @@ def _scalar(value: Any, kind: Kind) -> bytes:
 
 def encode(value: Any) -> bytes:
     """Type and value. int -> u32 (i32 below zero and in lists), float -> f32, list -> array."""
-    if isinstance(value, Raw):
-        return value.payload
     kind: Kind | None = None
     if isinstance(value, Typed):
         value, kind = value.value, value.kind
@@ -165,117 +154,3 @@ def write(
                 )
             file.write(stored)
             file.write(bytes(pad(t.nbytes, alignment) - t.nbytes))
-
-
-# -- reading -----------------------------------------------------------------------------------
-@dataclass(frozen=True)
-class Header:
-    """What stands before the tensors. fields: as bytes, `value` decodes; offsets from the start."""
-
-    fields: Mapping[str, Raw]
-    tensors: Mapping[str, TensorInfo]
-    offsets: Mapping[str, int]
-    alignment: int
-
-    def value(self, key: str, default: Any = None) -> Any:
-        raw = self.fields.get(key)
-        return default if raw is None else decode(raw)
-
-
-def decode(raw: Raw) -> Any:
-    """The value of a field that was read."""
-    cursor = _Cursor(raw.payload, "field")
-    return cursor.value(Kind(cursor.number("<I")))
-
-
-def read_header(path: Path) -> Header:
-    """Read and check the header; raises BadInput where sizes or offsets are out of range."""
-    if path.stat().st_size < 24:
-        raise BadInput(f"`{path}` is too short for a GGUF file", DAMAGED)
-    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        cursor = _Cursor(data, str(path))
-        if cursor.take(4) != MAGIC or cursor.number("<I") not in (2, 3):
-            raise BadInput(f"`{path}` is no little-endian GGUF of version 2 or 3", DAMAGED)
-        n_tensors, n_fields = cursor.number("<Q"), cursor.number("<Q")
-        fields: dict[str, Raw] = {}
-        for _ in range(cursor.count(n_fields, 13)):
-            key = cursor.text()
-            start = cursor.at
-            cursor.skip(cursor.kind())
-            fields[key] = Raw(bytes(data[start : cursor.at]))
-        infos = []
-        for _ in range(cursor.count(n_tensors, 24)):
-            name, dims = cursor.text(), cursor.number("<I")
-            if dims > 4:
-                raise BadInput(f"`{path}`: tensor `{name}` has {dims} dimensions", DAMAGED)
-            shape = tuple(cursor.number("<Q") for _ in range(dims))[::-1]
-            infos.append((TensorInfo(name, shape, cursor.number("<I")), cursor.number("<Q")))
-        head = Header(fields, {t.name: t for t, _ in infos}, {}, ALIGNMENT)
-        alignment = head.value("general.alignment", ALIGNMENT)
-        if not isinstance(alignment, int) or alignment < 1 or alignment & (alignment - 1):
-            raise BadInput(f"`{path}`: alignment {alignment} is no power of two", DAMAGED)
-        start = pad(cursor.at, alignment)
-        for t, at in infos:
-            try:
-                end = start + at + t.nbytes
-            except (KeyError, ValueError) as error:
-                raise BadInput(f"`{path}`: tensor `{t.name}` has unknown type", DAMAGED) from error
-            if end > len(data):
-                raise BadInput(f"`{path}` ends inside tensor `{t.name}`", DAMAGED)
-        return Header(fields, head.tensors, {t.name: start + at for t, at in infos}, alignment)
-
-
-class _Cursor:
-    """A place in a buffer, moved on by what is read; every step is checked against the end."""
-
-    def __init__(self, data: bytes | mmap.mmap, source: str) -> None:
-        self.data, self.source, self.at = data, source, 0
-
-    def take(self, n: int) -> bytes:
-        if n > len(self.data) - self.at:
-            raise BadInput(f"`{self.source}` ends inside its header", DAMAGED)
-        self.at += n
-        return self.data[self.at - n : self.at]
-
-    def number(self, form: str) -> Any:
-        return struct.unpack(form, self.take(struct.calcsize(form)))[0]
-
-    def count(self, n: int, least: int) -> int:
-        """n items of at least so many bytes must still fit: a hostile count would run for ever."""
-        if n * least > len(self.data) - self.at:
-            raise BadInput(f"`{self.source}` announces {n} items, more than it can hold", DAMAGED)
-        return n
-
-    def text(self) -> str:
-        return self.take(self.number("<Q")).decode("utf-8", "surrogateescape")
-
-    def kind(self) -> Kind:
-        number = self.number("<I")
-        if number not in Kind._value2member_map_:
-            raise BadInput(f"`{self.source}` has a field of unknown type {number}", DAMAGED)
-        return Kind(number)
-
-    def skip(self, kind: Kind) -> None:
-        if kind is Kind.STRING:
-            self.take(self.number("<Q"))
-        elif kind is Kind.ARRAY:
-            inner, n = self.kind(), self.number("<Q")
-            if inner in _PACK:
-                self.take(struct.calcsize(_PACK[inner]) * n)
-            else:
-                for _ in range(self.count(n, 8)):
-                    self.skip(inner)
-        else:
-            self.take(struct.calcsize(_PACK[kind]))
-
-    def value(self, kind: Kind) -> Any:
-        if kind is Kind.STRING:
-            return self.text()
-        if kind is Kind.ARRAY:
-            return list(self._items())
-        return self.number(_PACK[kind])
-
-    def _items(self) -> Iterator[Any]:
-        inner, n = self.kind(), self.number("<Q")
-        for _ in range(self.count(n, 1)):
-            yield self.value(inner)

@@ -140,6 +140,28 @@ def pre_tokenizer(body: dict[str, Any]) -> str | None:
     return PRE_TOKENIZERS.get(tuple(steps))
 
 
+def restore_pre_tokenizer(tokenizer: Any, name: str) -> bool:
+    """Give a byte-level tokenizer the pre-tokenizer that llama.cpp calls `name`; False: unknown.
+
+    transformers opens every GGUF as if it were "gpt-2".
+    """
+    from tokenizers import Regex, pre_tokenizers
+
+    steps = next((steps for steps, known in PRE_TOKENIZERS.items() if known == name), None)
+    if steps is None:
+        return False
+    made: list[Any] = []
+    for step in steps:
+        if step == "digits":
+            made.append(pre_tokenizers.Digits(individual_digits=True))
+        elif step != "bytes":
+            made.append(pre_tokenizers.Split(Regex(step), "isolated"))
+    regex = steps[-1] == "bytes"
+    made.append(pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=regex))
+    _fast(tokenizer).pre_tokenizer = made[0] if len(made) == 1 else pre_tokenizers.Sequence(made)
+    return True
+
+
 def _space_prefix(body: dict[str, Any]) -> bool:
     steps = _flat(body.get("normalizer"), "normalizers")
     if any(s["type"] == "Prepend" for s in steps):

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lighten.errors import BadInput, BadOutput
+from lighten.errors import BadOutput
 
 DTYPES = {
     torch.float64: "F64",
@@ -143,26 +143,3 @@ class Tensors(Mapping[str, Tensor]):
 
     def __len__(self) -> int:
         return len(self._names)
-
-
-def read_folder(folder: Path) -> Tensors:
-    """All tensors of a folder's shards as they are stored; raises BadInput."""
-    from safetensors import SafetensorError, safe_open
-
-    where: dict[str, Path] = {}
-    files = sorted(folder.glob("model*.safetensors"))
-    if not files:
-        raise BadInput(f"`{folder}` has no model.safetensors", "give a Hugging Face folder")
-    for file in files:
-        try:
-            with safe_open(file, "pt") as shard:
-                where |= dict.fromkeys(shard.keys(), file)
-        except SafetensorError as error:
-            raise BadInput(f"`{file}` is damaged: {error}", "write or fetch it again") from error
-
-    def load(name: str) -> Tensor:
-        with safe_open(where[name], "pt") as shard:
-            tensor: Tensor = shard.get_tensor(name)
-            return tensor
-
-    return Tensors(where, load)

@@ -1,16 +1,18 @@
 """A Hugging Face folder whose integer weights stay packed: compressed-tensors' pack-quantized.
 
-    weight_packed      int32 (out, ceil(in * bits / 32)), codes bit by bit, the first lowest
-    weight_scale       float16 (out, groups)
-    weight_zero_point  int32 (ceil(out * bits / 32), groups), packed down the rows
-    weight_shape       int64 (2,)
+    weight_packed  int32 (out, ceil(in * bits / 32)), codes bit by bit, the first lowest
+    weight_scale   float16 (out, groups)
+    weight_shape   int64 (2,)
+
+Only symmetric formats: the layout has zero points too, but transformers 5.23 with
+compressed-tensors 0.20 cannot load them (it expects them unpacked, the package writes them packed).
 
 transformers and vLLM load it by way of the package `compressed-tensors`. The runtime multiplies
 in the dtype that config.json names. Scales are float16, so that is float16 (float32 where the
 source is, and for Gemma 3, whose activations leave float16's range): bfloat16 would round them.
 
 *Source:* compressed-tensors 0.20, compressors/pack_quantized (layout, rounding) and
-quantization/quant_config.py (config); 2 and 3 bits need 0.15 or newer, which packs without gaps.
+quantization/quant_config.py (config). 3 bits need that release: older ones pack with gaps.
 """
 
 from __future__ import annotations
@@ -30,10 +32,10 @@ from lighten.containers.safetensors import (
     Entry,
     Shards,
     Tensors,
-    read_folder,
 )
 from lighten.errors import WrongUse
 from lighten.registry import exporters, formats
+from lighten.tensors import safetensors_folder
 from lighten.types import Compressed, Layer, Spec, tensor_bytes
 
 _HINT = "choose an int format for it, or export a dense folder (`--export huggingface`)"
@@ -44,6 +46,7 @@ class CompressedTensors:
     """The exporter. shard_bytes: the most that one file of weights may have."""
 
     name: str = "compressed_tensors"
+    suffix: str = ""
     shard_bytes: int = SHARD_BYTES
 
     def refuses(self, model: Any) -> str | None:
@@ -61,6 +64,8 @@ class CompressedTensors:
             return None
         if not _is_int(spec.format):
             return f"compressed-tensors has no format {spec.format}"
+        if not formats[spec.format].symmetric:
+            return f"transformers cannot load packed zero points; choose {spec.format}_sym"
         if layer.kind not in ("linear", "head") or layer.transposed:
             return f"only nn.Linear weights are packed, and this is of kind `{layer.kind}`"
         why: str | None = formats[spec.format].accepts(layer.shape)
@@ -145,7 +150,8 @@ class CompressedTensors:
         folder.write_folder(path, files, self._shards(model, chosen), load)
 
     def read(self, path: Path) -> Mapping[str, Tensor]:
-        stored = read_folder(path)
+        files = safetensors_folder(path)
+        stored = Tensors(files, lambda name: files[name].load())
         config = json.loads((path / "config.json").read_text(encoding="utf-8"))
         groups = config.get("quantization_config", {}).get("config_groups", {})
         format_of = {t: f for f, group in groups.items() for t in group["targets"]}
@@ -165,7 +171,7 @@ class CompressedTensors:
         return Tensors([*plain, *names], load)
 
 
-_PARTS = ("weight_packed", "weight_scale", "weight_zero_point", "weight_shape")
+_PARTS = ("weight_packed", "weight_scale", "weight_shape")
 _LINE = 96
 """At least what JSON says about a tensor or a layer besides its name."""
 
@@ -175,7 +181,7 @@ def _is_int(format: str) -> bool:
 
 
 def _usable() -> list[str]:
-    return sorted(name for name in formats if _is_int(name))
+    return sorted(name for name in formats if _is_int(name) and formats[name].symmetric)
 
 
 def _module(name: str) -> str:
@@ -228,37 +234,25 @@ def _entries(
     words = _words(columns, entry.code_bits)
     yield Entry(f"{module}.weight_packed", torch.int32, (out, words))
     yield Entry(f"{module}.weight_scale", torch.float16, (out, groups))
-    if not entry.symmetric:
-        zeros = _words(out, entry.code_bits)
-        yield Entry(f"{module}.weight_zero_point", torch.int32, (zeros, groups))
     yield Entry(f"{module}.weight_shape", torch.int64, (2,))
 
 
 def _part(weight: Compressed, part: str) -> Tensor:
-    """One of the four tensors. Codes are stored alike; only rows end on whole words here."""
+    """One of the three tensors. Codes are stored alike; only rows end on whole words here."""
     if part == "weight_packed":
         return _as_words(weight.parts["codes"])
     if part == "weight_scale":
         return weight.parts["scale"].to(torch.float16)
-    if part == "weight_shape":
-        return torch.tensor(weight.shape, dtype=torch.int64)
-    _, grid = weight.format.unpack(weight.parts, weight.shape)
-    return _packed_down(grid["zero"].to(torch.uint8), formats[weight.format.name].code_bits)
+    return torch.tensor(weight.shape, dtype=torch.int64)
 
 
 def _unpacked(stored: Mapping[str, Tensor], module: str, entry: Any) -> Tensor:
-    """(out, in) float32: the weight that the four tensors stand for."""
+    """(out, in) float32: the weight that the three tensors stand for."""
     out, columns = (int(n) for n in stored[f"{module}.weight_shape"])
     scale = stored[f"{module}.weight_scale"]
     size = (columns * entry.code_bits + 7) // 8
     codes = tensor_bytes(stored[f"{module}.weight_packed"])[:, :size].contiguous()
-    grid = {"scale": scale.float()}
-    if not entry.symmetric:
-        words = stored[f"{module}.weight_zero_point"]
-        grid["zero"] = _unpacked_down(words, entry.code_bits, out).float()
-    # the format unpacks its own codes; its zero points are packed otherwise than here
-    parts = entry.pack(torch.zeros(out, 8, dtype=torch.uint8), grid) | {"codes": codes}
-    codes, grid = entry.unpack(parts, (out, columns))
+    codes, grid = entry.unpack({"codes": codes, "scale": scale}, (out, columns))
     dense: Tensor = entry.decode(codes, grid)
     return dense
 
@@ -266,23 +260,6 @@ def _unpacked(stored: Mapping[str, Tensor], module: str, entry: Any) -> Tensor:
 def _as_words(rows: Tensor) -> Tensor:
     """uint8 (rows, bytes) -> int32 (rows, words), little-endian, the last word filled with 0."""
     return torch.nn.functional.pad(rows, (0, -rows.shape[1] % 4)).contiguous().view(torch.int32)
-
-
-def _packed_down(zero: Tensor, bits: int) -> Tensor:
-    """uint8 (out, groups) -> int32 (words, groups)."""
-    place = torch.arange(bits, dtype=torch.uint8, device=zero.device)
-    each = (zero.T.unsqueeze(-1) >> place & 1).reshape(zero.shape[1], -1)
-    each = torch.nn.functional.pad(each, (0, -each.shape[1] % 8)).reshape(zero.shape[1], -1, 8)
-    place = torch.arange(8, dtype=torch.uint8, device=zero.device)
-    return _as_words((each << place).sum(-1).to(torch.uint8)).T.contiguous()
-
-
-def _unpacked_down(words: Tensor, bits: int, out: int) -> Tensor:
-    """The inverse of _packed_down."""
-    place = torch.arange(8, dtype=torch.uint8, device=words.device)
-    each = (tensor_bytes(words.T).unsqueeze(-1) >> place & 1).reshape(words.shape[1], -1)
-    each = each[:, : out * bits].reshape(words.shape[1], out, bits)
-    return (each << place[:bits]).sum(-1).to(torch.uint8).T
 
 
 exporters("compressed_tensors")(CompressedTensors())

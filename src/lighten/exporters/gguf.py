@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +20,12 @@ from torch import Tensor
 
 from lighten.containers import gguf as container
 from lighten.containers import gguf_vocab
-from lighten.containers.gguf import Header, Kind, TensorInfo, Typed, pad
+from lighten.containers.gguf import Kind, TensorInfo, Typed, pad
 from lighten.containers.output import whole_file
+from lighten.containers.safetensors import Tensors
 from lighten.errors import BadInput, WrongUse
 from lighten.registry import exporters, families
+from lighten.tensors import read_bytes
 from lighten.types import Compressed, Layer, Spec
 
 FOLDER = "export a Hugging Face folder instead (`--export huggingface`)"
@@ -37,7 +38,6 @@ FILE_TYPES = {
 
 _F32, _F16, _BF16 = 0, 1, 30
 _DTYPES = {_F32: torch.float32, _F16: torch.float16, _BF16: torch.bfloat16}
-_BUFFERS = (".attn.bias", ".attn.masked_bias", ".inv_freq")  # masks and tables, not weights
 _POSITIONS = "position_embd.weight"
 
 
@@ -60,6 +60,7 @@ class Gguf:
     """The exporter."""
 
     name: str = "gguf"
+    suffix: str = ".gguf"
 
     def refuses(self, model: Any) -> str | None:
         if model.kind == "gguf":
@@ -103,10 +104,9 @@ class Gguf:
 
     def layer_bytes(self, model: Any, layer: Layer, spec: Spec) -> int:
         if model.kind == "gguf":
-            header = _header(model.path)
-            info = header.tensors[_gguf_name(model, layer.name) or layer.name]
-            type_ = info.type if spec.format is None else _type(spec.format)
-            return pad(TensorInfo(layer.name, layer.shape, type_).nbytes, header.alignment)
+            lazy = model.tensors[layer.name]
+            type_ = _type(lazy.stored if spec.format is None else spec.format)
+            return pad(TensorInfo(layer.name, layer.shape, type_).nbytes, model.gguf.alignment)
         if spec.format is not None:
             type_ = _type(spec.format)
         elif self._is_positions(model, layer):
@@ -123,6 +123,8 @@ class Gguf:
         why = self.refuses(model)
         if why is not None:
             raise WrongUse(f"this model cannot be written as GGUF: {why}", FOLDER)
+        if path.suffix != self.suffix:  # whoever opens a file goes by its suffix
+            raise WrongUse(f"`{path}` does not end in .gguf", f"write `{path}.gguf`")
         layers = {layer.name: layer for layer in model.layers}
         for name, weight in weights.items():
             why = self.accepts(Spec(format=weight.format.name), layers[name], model)
@@ -139,7 +141,8 @@ class Gguf:
                 order = None if model.family is None else _row_order(model, name)
                 return (weight if order is None else weight.rows(order)).parts["bytes"]
             if model.kind == "gguf":
-                return _stored(model.path, info)
+                stored = model.gguf.tensors[info.name]
+                return read_bytes(stored.at[0], stored.at[1], stored.nbytes)
             if name is None:
                 added: Tensor = extra[info.name].to(_DTYPES[info.type])
                 return added
@@ -149,7 +152,6 @@ class Gguf:
             container.write(part, layout.fields, layout.tensors, load, layout.alignment)
 
     def read(self, path: Path) -> Mapping[str, Tensor]:
-        from lighten.containers.safetensors import Tensors
         from lighten.model import open_model
 
         model = open_model(path)
@@ -160,24 +162,6 @@ def _type(format: str) -> int:
     from gguf import GGMLQuantizationType
 
     return int(GGMLQuantizationType[format.upper()])
-
-
-@lru_cache(maxsize=4)
-def _read_header(path: Path, size: int, changed: int) -> Header:
-    return container.read_header(path)
-
-
-def _header(path: Path) -> Header:
-    stat = path.stat()
-    return _read_header(path, stat.st_size, stat.st_mtime_ns)
-
-
-def _stored(path: Path, info: TensorInfo) -> Tensor:
-    """The bytes of a tensor as the source has them."""
-    offset = _header(path).offsets[info.name]
-    return torch.from_file(str(path), shared=False, size=offset + info.nbytes, dtype=torch.uint8)[
-        offset:
-    ]
 
 
 def _gguf_name(model: Any, name: str) -> str | None:
@@ -216,29 +200,40 @@ def _dense(model: Any, name: str, layer: Layer | None, info: TensorInfo) -> Tens
 # -- layouts -------------------------------------------------------------------------------------
 def _layout(model: Any, specs: Mapping[str, Spec]) -> _Layout:
     chosen = {n: s.format for n, s in specs.items() if s.format is not None}
-    sizes: dict[str, int] = {}
-    for layer in model.layers:
-        format = chosen.get(layer.name, "f16")
-        sizes[format] = sizes.get(format, 0) + layer.size
-    mostly = FILE_TYPES[max(sizes, key=lambda f: (sizes[f], f))] if sizes else FILE_TYPES["f16"]
-    marks = {"general.file_type": mostly, "general.quantization_version": 2}
+    marks = {"general.file_type": _file_type(model, chosen), "general.quantization_version": 2}
     types = {name: _type(format) for name, format in chosen.items()}
     if model.kind == "gguf":
         return _carried_over(model, types, marks)
     return _written_out(model, types, marks)
 
 
+def _file_type(model: Any, chosen: Mapping[str, str]) -> int:
+    """`general.file_type`: the format of most weights; the source's where nothing changes."""
+    if model.kind == "gguf" and not chosen:
+        return int(model.gguf.metadata.get("general.file_type", FILE_TYPES["f16"]))
+    sizes: dict[str, int] = {}
+    for layer in model.layers:
+        kept = model.tensors[layer.name].stored.lower()
+        format = chosen.get(layer.name, kept if kept in FILE_TYPES else "f16")
+        sizes[format] = sizes.get(format, 0) + layer.size
+    return FILE_TYPES[max(sizes, key=lambda f: (sizes[f], f))] if sizes else FILE_TYPES["f16"]
+
+
 def _carried_over(model: Any, types: Mapping[str, int], marks: Mapping[str, Any]) -> _Layout:
-    header = _header(model.path)
+    file = model.gguf
     here = {_gguf_name(model, name): name for name in model.tensors}
     tensors, source = [], {}
-    for info in header.tensors.values():
-        name = here.get(info.name)
+    for lazy in file.tensors.values():
+        name, type_ = here.get(lazy.name), _type(lazy.stored)
         if name is not None:
-            source[info.name] = name
-        type_ = info.type if name is None else types.get(name, info.type)
-        tensors.append(TensorInfo(info.name, info.shape, type_))
-    return _Layout({**header.fields, **marks}, tensors, source, header.alignment)
+            source[lazy.name] = name
+            type_ = types.get(name, type_)
+        tensors.append(TensorInfo(lazy.name, lazy.shape, type_))
+    fields: dict[str, Any] = {}
+    for key, value in file.metadata.items():
+        kind, element = file.types[key]
+        fields[key] = Typed(value, Kind(kind if element is None else element))
+    return _Layout({**fields, **marks}, tensors, source, file.alignment)
 
 
 def _written_out(model: Any, types: Mapping[str, int], marks: Mapping[str, Any]) -> _Layout:
@@ -246,8 +241,6 @@ def _written_out(model: Any, types: Mapping[str, int], marks: Mapping[str, Any])
     layers = {layer.name: layer for layer in model.layers}
     tensors, source = [], {}
     for name, lazy in model.tensors.items():
-        if name.endswith(_BUFFERS) or (name == "lm_head.weight" and config.tie_word_embeddings):
-            continue
         there = _gguf_name(model, name)
         if there is None:
             raise BadInput(f"`{family.gguf_arch}` in llama.cpp has no tensor `{name}`", FOLDER)
@@ -265,7 +258,7 @@ def _written_out(model: Any, types: Mapping[str, int], marks: Mapping[str, Any])
     fields: dict[str, Any] = {
         "general.architecture": family.gguf_arch,
         "general.type": "model",
-        "general.name": Path(model.path).name or family.gguf_arch,
+        "general.name": Path(model.source).name or model.path.resolve().name,
         **marks,
     }
     for key, (value, kind) in family.metadata(config).items():

@@ -15,9 +15,10 @@ import torch
 from torch import Tensor
 
 from lighten.containers import folder
-from lighten.containers.safetensors import SHARD_BYTES, Entry, Shards, read_folder
+from lighten.containers.safetensors import SHARD_BYTES, Entry, Shards, Tensors
 from lighten.errors import BadOutput
 from lighten.registry import exporters
+from lighten.tensors import safetensors_folder
 from lighten.types import Compressed, Layer, Spec
 
 
@@ -26,6 +27,7 @@ class HuggingFace:
     """The exporter. shard_bytes: the most that one file of weights may have."""
 
     name: str = "huggingface"
+    suffix: str = ""
     shard_bytes: int = SHARD_BYTES
 
     def refuses(self, model: Any) -> str | None:
@@ -65,7 +67,8 @@ class HuggingFace:
         folder.write_folder(path, files, shards, load)
 
     def read(self, path: Path) -> Mapping[str, Tensor]:
-        return read_folder(path)
+        stored = safetensors_folder(path)
+        return Tensors(stored, lambda name: stored[name].load())
 
     def _entries(self, model: Any) -> list[Entry]:
         layers = {layer.name for layer in model.layers}
