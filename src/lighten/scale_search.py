@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Protocol
 
 import torch
@@ -23,6 +23,7 @@ CHUNK = (1 << 15) - 1
 torch runs operations on so few on the thread that calls them: no barrier per operation, which on a
 busy machine costs a hundred times the operation. Threads take whole chunks instead."""
 
+_ROUND = 1.5 * 2.0**23
 CHUNK_DEVICE = 1 << 24
 """The same on an accelerator."""
 
@@ -42,8 +43,33 @@ class Consecutive:
     high: int
 
     def snap(self, u: Tensor, out: Tensor) -> None:
-        torch.round(u, out=out)
-        out.clamp_(self.low, self.high)
+        torch.clamp(u, self.low, self.high, out=out)
+        round_(out)
+
+
+def round_(t: Tensor) -> Tensor:
+    """t to whole numbers in place, ties to even; |t| < 2^22.
+
+    torch.round hands even 2048 numbers to several threads; two additions stay on this one.
+    """
+    return t.add_(_ROUND).sub_(_ROUND)
+
+
+def least(errors: Tensor) -> tuple[Tensor, Tensor]:
+    """The least of each column of (tries, groups), and its first row as (1, groups) for gather.
+
+    Tensor.min(dim) would start threads for it, as torch.round does.
+    """
+    low = errors.amin(0)
+    rows = torch.arange(len(errors), device=errors.device, dtype=torch.float32)[:, None]
+    missing = torch.full_like(low, len(errors) - 1)
+    return low, torch.where(errors == low, rows, missing).amin(0, keepdim=True).long()
+
+
+def farthest(x: Tensor, dim: int) -> Tensor:
+    """The entry of the largest magnitude along dim, with its sign."""
+    low, high = x.amin(dim), x.amax(dim)
+    return torch.where(high >= -low, high, low)
 
 
 @dataclass
@@ -72,8 +98,7 @@ class Moments:
 
 def reciprocal(scale: Tensor) -> Tensor:
     """1 / scale, and 0 where the scale is 0 (or so small that its reciprocal overflows)."""
-    inverse = scale.reciprocal()
-    return torch.where(torch.isfinite(inverse), inverse, torch.zeros_like(inverse))
+    return scale.reciprocal().nan_to_num_(0.0, 0.0, 0.0)
 
 
 def nearest_levels(
@@ -115,46 +140,56 @@ def moments(
     return Moments(error, cross, t.mul_(level).sum(0), first, total if offset is not None else zero)
 
 
-def _divide(a: Tensor, b: Tensor) -> Tensor:
-    """a / b, and 0 where b is 0."""
-    return torch.where(b > 0, a / torch.where(b > 0, b, torch.ones_like(b)), torch.zeros_like(a))
+def divide(a: Tensor, b: Tensor) -> Tensor:
+    """a / b for b >= 0, and 0 where b is 0."""
+    return (a / b).masked_fill_(b == 0, 0.0)
 
 
 def refit_scale(scale: Tensor, mo: Moments) -> tuple[Tensor, Tensor]:
     """The scale that is best for these levels, and its squared error."""
-    step = _divide(mo.cross, mo.square)
+    step = divide(mo.cross, mo.square)
     return scale * (1 - step), scale * scale * (mo.error - step * mo.cross).clamp_(min=0)
 
 
 def refit_affine(scale: Tensor, minimum: Tensor, w_sum: Tensor, mo: Moments) -> tuple[Tensor, ...]:
     """Scale and min >= 0 that are best for these levels, and their squared error."""
-    spread = mo.square * w_sum - mo.total * mo.total
-    flat = spread <= 1e-6 * mo.square * w_sum
-    shift = (mo.cross * mo.total - mo.first * mo.square) / torch.where(
-        flat, torch.ones_like(spread), spread
-    )
-    shift = torch.where(flat, -_divide(mo.first, w_sum), shift)
+    product = mo.square * w_sum
+    spread = product - mo.total * mo.total
+    flat = spread <= 1e-6 * product  # all levels alike: only the min can be told
+    shift = (mo.cross * mo.total - mo.first * mo.square) / spread
+    shift = torch.where(flat, -mo.first / w_sum, shift)
     shift = torch.minimum(shift, minimum * reciprocal(scale))  # min stays >= 0
-    slope = mo.cross + shift * mo.total
-    step = torch.where(flat, torch.zeros_like(slope), _divide(slope, mo.square))
-    error = mo.error + 2 * shift * mo.first + shift * shift * w_sum
+    slope = torch.addcmul(mo.cross, shift, mo.total)
+    step = (slope / mo.square).masked_fill_(flat, 0.0)
+    error = mo.error + shift * (2 * mo.first + shift * w_sum)
     error += step * (step * mo.square - 2 * slope)
     return scale * (1 - step), (minimum - scale * shift).clamp_(min=0), scale * scale * error
+
+
+def moments_of_each(
+    x: Tensor, w: Tensor, inverse: Tensor, offset: Tensor | None, levels: Levels, work: Work
+) -> Moments:
+    """moments for every row of inverse (and offset) (tries, groups), stacked alike.
+
+    What follows is arithmetic on few numbers, whose cost is the number of operations: once for all.
+    """
+    each = [
+        moments(x, w, row, None if offset is None else offset[i], levels, work)
+        for i, row in enumerate(inverse)
+    ]
+    names = [f.name for f in fields(Moments)]
+    return Moments(**{name: torch.stack([getattr(m, name) for m in each]) for name in names})
 
 
 def search_scale(
     x: Tensor, w: Tensor, levels: Levels, tries: Sequence[float], rounds: int, work: Work
 ) -> Tensor:
     """The best scale (groups,) found; tries: levels on which the largest magnitude may fall."""
-    at = x.abs().argmax(0, keepdim=True)
-    peak = x.gather(0, at)[0]
-    best = torch.zeros_like(peak)
-    error = torch.full_like(peak, torch.inf)
-    for target in tries:
-        scale = peak / target
-        scale, e = refit_scale(scale, moments(x, w, reciprocal(scale), None, levels, work))
-        better = e < error
-        best, error = torch.where(better, scale, best), torch.where(better, e, error)
+    scales = farthest(x, 0) / torch.tensor(tries, device=x.device)[:, None]
+    mo = moments_of_each(x, w, reciprocal(scales), None, levels, work)
+    scales, errors = refit_scale(scales, mo)
+    error, at = least(errors)
+    best = scales.gather(0, at)[0]
     for _ in range(rounds):
         scale, e = refit_scale(best, moments(x, w, reciprocal(best), None, levels, work))
         better = e < error
@@ -177,17 +212,20 @@ def search_affine(
     low = x.amin(0).clamp_(max=0)
     width = x.amax(0) - low
     w_sum = w.sum(0)
-    best = torch.zeros_like(low), torch.zeros_like(low)
-    error = torch.full_like(low, torch.inf)
-    starts = (
-        (width * (f / levels.high), (-low - width * ((1 - f) * t)).clamp_(min=0)) for f, t in tries
-    )
-    for i, start in enumerate([*starts] + [None] * rounds):
-        scale, minimum = best if start is None else start
+    share = torch.tensor([f for f, _ in tries], device=x.device)[:, None]
+    below = torch.tensor([(1 - f) * t for f, t in tries], device=x.device)[:, None]
+    scales, mins = width * (share / levels.high), (-low - width * below).clamp_(min=0)
+    inverse = reciprocal(scales)
+    mo = moments_of_each(x, w, inverse, mins * inverse, levels, work)
+    scales, mins, errors = refit_affine(scales, mins, w_sum, mo)
+    error, at = least(errors)
+    best = scales.gather(0, at)[0], mins.gather(0, at)[0]
+    for _ in range(rounds):
+        scale, minimum = best
         inverse = reciprocal(scale)
         mo = moments(x, w, inverse, minimum * inverse, levels, work)
         scale, minimum, e = refit_affine(scale, minimum, w_sum, mo)
-        better = e < error if i else torch.ones_like(e, dtype=torch.bool)
+        better = e < error
         best = torch.where(better, scale, best[0]), torch.where(better, minimum, best[1])
         error = torch.where(better, e, error)
     return best
@@ -221,12 +259,13 @@ def over_chunks(
     importance: Tensor | None,
     k: int,
     unit: int,
+    tries: int = 1,
 ) -> list[Tensor]:
     """fn over chunks of x (k, groups) and importance alike; its results (groups or units,) joined.
 
     unit: columns that share one normalisation, a multiple of k; a chunk is whole units. Importance
     has mean 1 over a unit. A unit without any counts evenly; elsewhere the least is a millionth of
-    the mean, lest a group be left undetermined.
+    the mean, lest a group be left undetermined. tries: numbers per group that fn handles at once.
     """
     x = w.reshape(-1, unit)
     table = None if importance is None else importance.reshape(-1, unit)
@@ -242,7 +281,8 @@ def over_chunks(
         imp = torch.where(mean > 0, imp / torch.where(mean > 0, mean, 1.0), 1.0).clamp_(min=1e-6)
         return fn(columns, imp.reshape(-1, k).t().contiguous())
 
-    step = max(1, (CHUNK if w.device.type == "cpu" else CHUNK_DEVICE) // unit)
+    room = CHUNK if w.device.type == "cpu" else CHUNK_DEVICE
+    step = max(1, room // (unit // k * max(k, tries)))
     starts = range(0, x.shape[0], step)
     if w.device.type == "cpu" and len(starts) > 1:
         with ThreadPoolExecutor(torch.get_num_threads()) as pool:

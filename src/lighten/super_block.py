@@ -11,7 +11,7 @@ as in lighten.scale_search: x (k, groups), the sub-blocks of a super-block side 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -21,8 +21,12 @@ from lighten.scale_search import (
     Levels,
     Moments,
     Work,
+    divide,
+    farthest,
+    least,
     moments,
     reciprocal,
+    round_,
     search_affine,
     search_scale,
     squared_error,
@@ -50,8 +54,7 @@ class Search:
     min_high: int
     tries: Sequence[float] | Sequence[tuple[float, float]]
     peaks: Sequence[float]
-    min_peaks: Sequence[float] = field(default=())
-    rounds: int = 2
+    rounds: int = 1
 
     @property
     def affine(self) -> bool:
@@ -98,13 +101,19 @@ class Problem:
     def spread(self, per_super_block: Tensor) -> Tensor:
         return per_super_block.repeat_interleave(self.spec.subs)
 
-    def error(self, scale: Tensor, minimum: Tensor) -> Tensor:
-        """Σ w (decoded - x)² (groups,) for real scale and min."""
-        inverse = reciprocal(scale)
-        offset = minimum * inverse if self.spec.affine else None
-        e = squared_error(self.x, self.w, inverse, offset, self.spec.levels, self.work)
-        flat = self.wxx + minimum * (2 * self.wx + minimum * self.w_sum)
-        return torch.where(inverse == 0, flat, e * scale * scale)
+    def errors(self, scales: Tensor, mins: Tensor) -> Tensor:
+        """Σ w (decoded - x)² for real scales and mins, all (tries, groups)."""
+        inverse = reciprocal(scales)
+        offset = mins * inverse if self.spec.affine else [None] * len(scales)
+        levels, work = self.spec.levels, self.work
+        e = torch.stack(
+            [
+                squared_error(self.x, self.w, i, o, levels, work)
+                for i, o in zip(inverse, offset, strict=True)
+            ]
+        )
+        flat = self.wxx + mins * (2 * self.wx + mins * self.w_sum)
+        return torch.where(inverse == 0, flat, e.mul_(scales).mul_(scales))
 
     def moments(self, scale: Tensor, minimum: Tensor) -> Moments:
         inverse = reciprocal(scale)
@@ -143,11 +152,11 @@ def refit_sub_blocks(
     p = Problem.of(x, w, _single(spec), unit)
     d, dmin = d / unit, dmin / unit
     real, low = best_real(p)
-    s = (real * reciprocal(d)).round_().clamp_(spec.scale_low, spec.scale_high)
+    s = round_((real * reciprocal(d)).clamp_(spec.scale_low, spec.scale_high))
     if spec.affine:
         mo = p.moments(real, low)
         low = _min_for(p, mo, real, low, s * d)
-        m = (low * reciprocal(dmin)).round_().clamp_(0, spec.min_high)
+        m = round_((low * reciprocal(dmin)).clamp_(0, spec.min_high))
     else:
         m = torch.zeros_like(s)
     start, e = _neighbours(p, Fitted(d, dmin, s, m), _SQUARE if spec.affine else _LINE)
@@ -191,14 +200,12 @@ def _shared(
 ) -> tuple[Tensor, Tensor]:
     """The float16 (super-blocks,) and integers (groups,) that lie nearest to real (groups,)."""
     r, c = real.view(-1, p.spec.subs), curvature.view(-1, p.spec.subs)
-    peak = r.gather(1, r.abs().argmax(1, keepdim=True))[:, 0]
     targets = torch.tensor(peaks, device=r.device)
-    d = p.half(peak / targets[:, None])
-    integer = (r * reciprocal(d)[..., None]).round_().clamp_(low, high)
+    d = p.half(farthest(r, 1) / targets[:, None])
+    integer = round_((r * reciprocal(d)[..., None]).clamp_(low, high))
     cost = (integer * d[..., None]).sub_(r).square_().mul_(c).sum(-1)
-    best = cost.argmin(0, keepdim=True)
-    d = d.gather(0, best)[0]
-    return d, (r * reciprocal(d)[:, None]).round_().clamp_(low, high).view(-1)
+    d = d.gather(0, least(cost)[1])[0]
+    return d, round_((r * reciprocal(d)[:, None]).clamp_(low, high)).view(-1)
 
 
 def _quantized(p: Problem, real: Tensor, low: Tensor) -> Fitted:
@@ -211,7 +218,7 @@ def _quantized(p: Problem, real: Tensor, low: Tensor) -> Fitted:
     if not spec.affine:
         return Fitted(d, torch.zeros_like(d), s, torch.zeros_like(s))
     low = _min_for(p, mo, real, low, s * p.spread(d))
-    dmin, m = _shared(p, low, p.w_sum, spec.min_peaks or spec.peaks, 0, spec.min_high)
+    dmin, m = _shared(p, low, p.w_sum, spec.peaks, 0, spec.min_high)
     return Fitted(d, dmin, s, m)
 
 
@@ -219,17 +226,12 @@ def _neighbours(
     p: Problem, at: Fitted, offsets: Sequence[tuple[int, int]]
 ) -> tuple[Fitted, Tensor]:
     """For every sub-block the best of the integers nearby; its error (super-blocks,)."""
-    d, dmin = p.spread(at.d), p.spread(at.dmin)
-    best = at.scale, at.min
-    error = p.error(d * at.scale, dmin * at.min)
-    for ds, dm in offsets[1:]:
-        s = (at.scale + ds).clamp_(p.spec.scale_low, p.spec.scale_high)
-        m = (at.min + dm).clamp_(0, p.spec.min_high)
-        e = p.error(d * s, dmin * m)
-        better = e < error
-        best = torch.where(better, s, best[0]), torch.where(better, m, best[1])
-        error = torch.where(better, e, error)
-    return Fitted(at.d, at.dmin, *best), error.view(-1, p.spec.subs).sum(1)
+    by = torch.tensor(offsets, dtype=torch.float32, device=at.d.device)
+    s = (at.scale + by[:, :1]).clamp_(p.spec.scale_low, p.spec.scale_high)
+    m = (at.min + by[:, 1:]).clamp_(0, p.spec.min_high)
+    error, best = least(p.errors(p.spread(at.d) * s, p.spread(at.dmin) * m))
+    found = Fitted(at.d, at.dmin, s.gather(0, best)[0], m.gather(0, best)[0])
+    return found, error.view(-1, p.spec.subs).sum(1)
 
 
 def _shared_refit(p: Problem, at: Fitted) -> Fitted:
@@ -242,17 +244,13 @@ def _shared_refit(p: Problem, at: Fitted) -> Fitted:
 
     aa, ax = total(s * s * mo.square), total(s * s * mo.cross)
     if not p.spec.affine:
-        return Fitted(p.half(at.d * (1 - _ratio(ax, aa))), at.dmin, at.scale, at.min)
+        return Fitted(p.half(at.d * (1 - divide(ax, aa))), at.dmin, at.scale, at.min)
     # where the scale is 0 the residual is -min - x whatever the codes
     first = torch.where(reciprocal(s) == 0, -m * p.w_sum - p.wx, s * mo.first)
     ab, bb, bx = -total(s * m * mo.total), total(m * m * p.w_sum), -total(m * first)
     det = aa * bb - ab * ab
     sound = det > 1e-6 * aa * bb
     safe = torch.where(sound, det, torch.ones_like(det))
-    u = torch.where(sound, (ax * bb - bx * ab) / safe, _ratio(ax, aa))
+    u = torch.where(sound, (ax * bb - bx * ab) / safe, divide(ax, aa))
     v = torch.where(sound, (bx * aa - ax * ab) / safe, torch.zeros_like(det))
     return Fitted(p.half(at.d * (1 - u)), p.half(at.dmin * (1 - v)), at.scale, at.min)
-
-
-def _ratio(a: Tensor, b: Tensor) -> Tensor:
-    return torch.where(b > 0, a / torch.where(b > 0, b, torch.ones_like(b)), torch.zeros_like(a))

@@ -10,20 +10,8 @@ from gguf.quants import dequantize, quantize
 
 from lighten.registry import formats
 
-BLOCKED = [
-    "q4_0",
-    "q4_1",
-    "q5_0",
-    "q5_1",
-    "q8_0",
-    "iq4_nl",
-    "q2_k",
-    "q3_k",
-    "q4_k",
-    "q5_k",
-    "q6_k",
-    "iq4_xs",
-]
+BLOCKED = ["q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "iq4_nl"]
+BLOCKED += ["q2_k", "q3_k", "q4_k", "q5_k", "q6_k", "iq4_xs"]
 
 
 def kind(name: str) -> GGMLQuantizationType:

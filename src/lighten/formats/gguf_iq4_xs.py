@@ -26,18 +26,26 @@ LEVELS = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 1
 class Table:
     """The nearest of uneven whole levels, looked up by half steps (midpoints lie on them)."""
 
-    table: Tensor  # (512,) the nearest level to all u in [(i - 256) / 2, (i - 255) / 2)
+    codes: Tensor  # (512,) uint8: the code for all u in [(i - 256) / 2, (i - 255) / 2)
+    levels: Tensor  # (512,) its level
 
     @classmethod
     def of(cls, levels: tuple[int, ...]) -> Table:
         points = torch.tensor(levels, dtype=torch.float32)
         cells = (torch.arange(512) - 256) / 2 + 0.25
-        return cls(points[torch.bucketize(cells, (points[1:] + points[:-1]) / 2)])
+        codes = torch.bucketize(cells, (points[1:] + points[:-1]) / 2)
+        return cls(codes.to(torch.uint8), points[codes])
 
     def snap(self, u: Tensor, out: Tensor) -> None:
-        cell = u.mul(2).add_(256).clamp_(0, 511).to(torch.int32)
-        flat = out.view(-1)
-        torch.index_select(self.table.to(u.device), 0, cell.view(-1), out=flat)
+        torch.index_select(self.levels.to(u.device), 0, _cell(u), out=out.view(-1))
+
+    def code(self, u: Tensor) -> Tensor:
+        """Nearest codes, uint8, shaped as u."""
+        return torch.index_select(self.codes.to(u.device), 0, _cell(u)).view_as(u)
+
+
+def _cell(u: Tensor) -> Tensor:
+    return (u * 2).add_(256).clamp_(0, 511).to(torch.int32).view(-1)
 
 
 def _join(codes: Tensor, g: Grid) -> Tensor:

@@ -60,7 +60,8 @@ class SuperBlock:
         def fit(x: Tensor, imp: Tensor) -> tuple[Tensor, ...]:
             return fit_super_blocks(x, imp, self.search)
 
-        d, dmin, scale, minimum = over_chunks(fit, w, importance, self.sub, BLOCK)
+        tries = max(len(self.search.tries), len(self.search.peaks))
+        d, dmin, scale, minimum = over_chunks(fit, w, importance, self.sub, BLOCK, tries)
         shape = (w.shape[0], w.shape[1] // BLOCK)
         grid = {"d": d.view(shape), "scale": scale.view(*shape, -1)}
         if self.search.affine:
@@ -101,8 +102,7 @@ class SuperBlock:
             levels = self.search.levels
             low, high = levels.low, levels.high  # type: ignore[attr-defined]
             return u.round_().clamp_(low, high).sub_(low).to(torch.uint8)
-        table = torch.tensor(self.table, dtype=u.dtype, device=u.device)
-        return torch.bucketize(u, (table[1:] + table[:-1]) / 2).to(torch.uint8)
+        return self.search.levels.code(u)  # type: ignore[attr-defined, no-any-return]
 
     def decode(self, codes: Tensor, grid: Grid, start: int = 0) -> Tensor:
         scale, minimum = self._columns(grid, start, codes.shape[1])
@@ -217,31 +217,22 @@ def _span(low: float, high: float, count: int) -> list[float]:
     return torch.linspace(low, high, count).tolist()
 
 
-def _clips(
-    low: float, high: float, count: int, cuts: tuple[float, ...]
-) -> list[tuple[float, float]]:
-    return [(f, t) for f in _span(low, high, count) for t in cuts]
+def _clips(low: float, high: float, count: int) -> list[tuple[float, float]]:
+    """Shares of the range, each cut at the top, at both ends and at the bottom."""
+    return [(f, t) for f in _span(low, high, count) for t in (0.0, 0.5, 1.0)]
 
 
 def _both(targets: list[float]) -> list[float]:
     return targets + [-t for t in targets]
 
 
-_Q2 = Search(16, Consecutive(0, 3), 0, 15, 15, _clips(0.4, 1.2, 10, (0.0, 0.5)), _span(8, 18, 21))
-_Q3 = Search(
-    16, Consecutive(-4, 3), -32, 31, 0, _both(_span(2.6, 6.0, 9)), _both(_span(26, 33, 15))
-)
-_Q4 = Search(8, Consecutive(0, 15), 0, 63, 63, _clips(0.6, 1.05, 8, (0.0, 0.5)), _span(52, 65, 27))
-_Q5 = Search(8, Consecutive(0, 31), 0, 63, 63, _clips(0.75, 1.03, 7, (0.0, 0.5)), _span(52, 65, 27))
-_Q6 = Search(
-    16,
-    Consecutive(-32, 31),
-    -128,
-    127,
-    0,
-    [*_span(-34, -27, 8), *_span(27, 33, 4)],
-    _both(_span(115, 129, 15)),
-)
+# more starts help more than more rounds: each ends in another local optimum
+_Q2 = Search(16, Consecutive(0, 3), 0, 15, 15, _clips(0.45, 1.1, 5), _span(8, 18, 16))
+_Q3 = Search(16, Consecutive(-4, 3), -32, 31, 0, _both(_span(2.6, 6, 8)), _both(_span(26, 33, 8)))
+_Q4 = Search(8, Consecutive(0, 15), 0, 63, 63, _clips(0.6, 1.05, 10), _span(52, 65, 27))
+_Q5 = Search(8, Consecutive(0, 31), 0, 63, 63, _clips(0.78, 1.03, 8), _span(52, 65, 27))
+_Q6_TRIES = [*_span(-34, -26, 11), *_span(27, 33, 5)]
+_Q6 = Search(16, Consecutive(-32, 31), -128, 127, 0, _Q6_TRIES, _both(_span(115, 129, 8)))
 
 for _format in (
     SuperBlock("q2_k", 16, 84, _Q2, 3, _q2_join, _q2_split),

@@ -9,19 +9,23 @@ bit by bit, little-endian, row by row.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from lighten.registry import formats
 from lighten.scale_search import (
+    Consecutive,
+    Moments,
     Work,
     checked,
-    moments,
+    least,
+    moments_of_each,
     over_chunks,
     reciprocal,
     refit_scale,
+    round_,
     squared_error,
 )
 from lighten.types import Grid
@@ -71,61 +75,65 @@ class IntGroup:
         """Scale (out, groups), and zero alike; raises BadInput."""
         checked(self.name, w, importance, _HALF_MAX * self.middle)
         k = self.block or w.shape[1]
-        scale, zero = over_chunks(self._search, w, importance, k, k)
+        scale, zero = over_chunks(
+            self._search, w, importance, k, k, 3 * len(_SHARES[self.code_bits])
+        )
         shape = (w.shape[0], w.shape[1] // k)
         grid = {"scale": scale.view(shape)}
         return grid if self.symmetric else grid | {"zero": zero.view(shape)}
 
     def _search(self, x: Tensor, imp: Tensor) -> tuple[Tensor, Tensor]:
-        work = Work.like(x)
+        """Scale and zero (groups,) for x (k, groups)."""
+        work, w_sum = Work.like(x), imp.sum(0)
+        shares = torch.tensor(_SHARES[self.code_bits], device=x.device)[:, None] / self.high
         if self.symmetric:
             peak = x.abs().amax(0)
-            plain = peak / (self.middle - 1), torch.full_like(peak, self.middle)
-            shifts: tuple[int, ...] = (0,)
+            zero = torch.full_like(peak, self.middle)
+            plain = peak / (self.middle - 1)
+            shifts = torch.zeros(1, 1, device=x.device)
             width = 2 * peak
         else:
             low = x.amin(0).clamp_(max=0)
             width = x.amax(0).clamp_(min=0) - low
-            # the largest scale that a float16 holds may be too small for a range on one side of 0
-            plain = width / self.high, torch.round(-low * self.high * reciprocal(width))
-            plain = plain[0], plain[1].clamp_(0, self.high)
-            shifts = (-1, 0, 1)
-        best, error = plain, self._error(x, imp, *plain, work)
-        first = plain[1]
+            plain = width / self.high
+            zero = round_((-low * reciprocal(plain)).clamp_(0, self.high))
+            shifts = torch.tensor([[0.0], [-1.0], [1.0]], device=x.device)
 
-        def offer(s: Tensor, z: Tensor) -> None:
-            nonlocal best, error
-            inverse = reciprocal(s)
-            # moments are over levels; r is the same, levels here are code - zero
-            mo = moments(x, imp, inverse, None, _Shifted(z, self.high), work)
-            s, e = refit_scale(s, mo)
-            better = (e < error) & (s > 0)
-            best = torch.where(better, s, best[0]), torch.where(better, z, best[1])
-            error = torch.where(better, e, error)
+        def best_of(s: Tensor, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            """The best refit of all pairs s (tries, groups), z + shifts, and its error."""
+            zs = (z + shifts).clamp_(0, self.high)
+            zs, s = zs.repeat(len(s), 1), s.repeat_interleave(len(shifts), 0)
+            s, e = refit_scale(s, self._moments(x, imp, w_sum, s, zs, work))
+            e, at = least(e.masked_fill_(s <= 0, torch.inf))
+            return s.gather(0, at)[0], zs.gather(0, at)[0], e
 
-        for share in _SHARES[self.code_bits]:
-            for shift in shifts:
-                offer(width * (share / self.high), (first + shift).clamp(0, self.high))
+        s, z, e = best_of(width * shares, zero)
         for _ in range(2):
-            start = best
-            for shift in shifts:
-                offer(start[0], (start[1] + shift).clamp(0, self.high))
+            s_new, z_new, e_new = best_of(s[None], z)
+            better = e_new < e
+            s, z = torch.where(better, s_new, s), torch.where(better, z_new, z)
+            e = torch.where(better, e_new, e)
         # what counts is the error with the scale as it is stored
-        found, plain = (_half(best[0]), best[1]), (_half(plain[0]), plain[1])
-        worse = self._error(x, imp, *found, work) > self._error(x, imp, *plain, work)
-        return torch.where(worse, plain[0], found[0]), torch.where(worse, plain[1], found[1])
+        s, plain = _half(s), _half(plain)
+        found = torch.isfinite(e) & (
+            self._error(x, imp, s, z, work) <= self._error(x, imp, plain, zero, work)
+        )
+        return torch.where(found, s, plain), torch.where(found, z, zero)
+
+    def _moments(
+        self, x: Tensor, imp: Tensor, w_sum: Tensor, s: Tensor, z: Tensor, work: Work
+    ) -> Moments:
+        """Sums over levels code - zero; s, z (tries, groups)."""
+        if self.symmetric:
+            levels = Consecutive(-self.middle, self.middle - 1)
+            return moments_of_each(x, imp, reciprocal(s), None, levels, work)
+        mo = moments_of_each(x, imp, reciprocal(s), z, Consecutive(0, self.high), work)
+        square = (mo.square + z * (z * w_sum - 2 * mo.total)).clamp_(min=0)
+        return replace(mo, cross=mo.cross - z * mo.first, square=square)
 
     def _error(self, x: Tensor, imp: Tensor, s: Tensor, z: Tensor, work: Work) -> Tensor:
-        error = squared_error(x, imp, reciprocal(s), None, _Shifted(z, self.high), work) * s * s
-        if bool((s == 0).any()):
-            error = torch.where(s == 0, (imp * x * x).sum(0), error)
-        return error
-
-    def settle(self, part: str, value: Tensor) -> Tensor:
-        return _half(value) if part == "scale" else value.round().clamp_(0, self.high)
-
-    def refit(self, w: Tensor, grid: Grid, start: int, importance: Tensor | None = None) -> Grid:
-        return grid  # nothing is shared beyond the group
+        e = squared_error(x, imp, reciprocal(s), z, Consecutive(0, self.high), work) * s * s
+        return torch.where(s == 0, (imp * x * x).sum(0), e)
 
     def encode(self, w: Tensor, grid: Grid, start: int = 0) -> Tensor:
         inverse = self._columns(reciprocal(grid["scale"]), start, w.shape[1])
@@ -166,18 +174,6 @@ class IntGroup:
         return unpack_bits(packed["codes"], self.code_bits, shape[1]), grid
 
 
-@dataclass(frozen=True)
-class _Shifted:
-    """Codes 0..high seen from the zero point of each group: levels -zero..high - zero."""
-
-    zero: Tensor
-    top: int
-
-    def snap(self, u: Tensor, out: Tensor) -> None:
-        torch.round(u, out=out)
-        torch.clamp(out, -self.zero, self.top - self.zero, out=out)
-
-
 def _half(t: Tensor) -> Tensor:
     return t.clamp(-_HALF_MAX, _HALF_MAX).half().float()
 
@@ -216,10 +212,10 @@ def unpack_bits(packed: Tensor, bits: int, n: int) -> Tensor:
 
 # shares of the range that the levels may span: fewer bits gain more from clipping
 _SHARES = {
-    2: [0.35 + 0.06 * i for i in range(14)],
-    3: [0.45 + 0.05 * i for i in range(13)],
-    4: [0.55 + 0.05 * i for i in range(11)],
-    8: [0.85 + 0.03 * i for i in range(6)],
+    2: [0.35 + 0.08 * i for i in range(10)],
+    3: [0.5 + 0.06 * i for i in range(10)],
+    4: [0.6 + 0.05 * i for i in range(9)],
+    8: [0.88 + 0.03 * i for i in range(5)],
 }
 
 for _bits in (2, 3, 4, 8):
