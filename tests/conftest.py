@@ -170,3 +170,9 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
         return made[key]
 
     return get
+
+
+@pytest.fixture(scope="session")
+def words() -> Callable[..., Any]:
+    """words(kind) -> a new tokenizer, "bytes" or "pieces"."""
+    return make_tokenizer
