@@ -111,8 +111,8 @@ def _read(c: _Cursor) -> GgufFile:
     types: dict[str, tuple[int, int | None]] = {}
     for _ in range(n_keys):
         key = c.string("key")
-        if key in metadata:
-            raise c.damaged(f"key `{key}` appears twice")
+        if not key or key in metadata:
+            raise c.damaged(f"key `{key}` is empty or appears twice")
         kind = c.number(4, key)
         metadata[key], element = _value(c, kind, key)
         types[key] = (kind, element)
@@ -234,7 +234,8 @@ def _rows(
         n = min(step, count - begin)
         raw = read_bytes(path, at + begin * row, n * row).numpy().reshape(n, row)
         try:
-            numbers = dequantize(raw, GGMLQuantizationType(kind))
+            with np.errstate(all="ignore"):  # what comes out NaN is named by who asked for it
+                numbers = dequantize(raw, GGMLQuantizationType(kind))
         except NotImplementedError as error:
             hint = "requantize the file to another type, or open the model it was made from"
             raise BadInput(f"`{name}` of {path} is {stored}, unreadable here", hint) from error
