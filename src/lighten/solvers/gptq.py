@@ -25,8 +25,8 @@ def gptq(
     at hand. Formats without scales (f16, bf16, f32), and calls without stats, are only rounded.
     """
     nearest = solvers["rtn"](weight, stats, spec)
-    fmt = formats[spec.format]
-    codes0, grid0 = fmt.unpack(nearest.parts, nearest.shape)
+    fmt = formats[str(spec.format)]
+    _, grid0 = fmt.unpack(nearest.parts, nearest.shape)
     if not grid0 or stats is None:
         return nearest
     factor = factor or Factor.of(stats.hessian)

@@ -15,7 +15,7 @@ def rtn(weight: Tensor, stats: Stats | None, spec: Spec) -> Compressed:
 
     Without stats (no calibration data) every column counts the same.
     """
-    fmt = formats[spec.format]
+    fmt = formats[str(spec.format)]
     importance = None if stats is None else stats.hessian.diagonal().clamp(min=0)
     if importance is not None and not torch.count_nonzero(importance):
         importance = None
