@@ -192,8 +192,9 @@ class Exporter(Protocol):
     def write(self, model: Any, weights: Mapping[str, Compressed], path: Path) -> None:
         """Write the whole output, or nothing; raises UserError."""
 
-    def read(self, path: Path) -> Mapping[str, Tensor]:
-        """State-dict names and shapes -> the numbers the runtime computes with, one at a time."""
+    def read(self, path: Path, model: Any) -> Mapping[str, Tensor]:
+        """What was written of `model`: state-dict names and shapes -> the numbers that the runtime
+        computes with, loaded one at a time."""
 
     def nbytes(self, model: Any, specs: Mapping[str, Spec]) -> int:
         """Bytes of all files that write would make: exact."""

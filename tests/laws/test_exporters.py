@@ -84,7 +84,7 @@ def test_reads_back_and_has_the_announced_size(
     exporter.write(model, weights, out)
     verify(exporter, model, weights, out)
     assert exporter.nbytes(model, specs(weights)) == on_disk(out)
-    assert set(exporter.read(out)) == set(model.tensors)
+    assert set(exporter.read(out, model)) == set(model.tensors)
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])

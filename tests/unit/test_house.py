@@ -36,7 +36,7 @@ PLUG_INS = (
 SHARED = {
     "formats": {"lighten.rounding", "lighten.scale_search", "lighten.super_block"},
     "solvers": {"lighten.sweep"},
-    "exporters": {"lighten.containers", "lighten.tensors"},
+    "exporters": {"lighten.containers", "lighten.gguf_file", "lighten.tensors"},
 }
 OPTIONAL = {"compressed_tensors", "keras", "onnx", "onnxruntime", "psutil", "ray", "xllamacpp"}
 SLOW_TO_IMPORT = {"transformers", "huggingface_hub"}

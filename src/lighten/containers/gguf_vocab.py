@@ -191,7 +191,7 @@ def _tokens(body: dict[str, Any], rows: int, spaces: bool) -> tuple[list[str], l
             continue
         if added["special"]:
             tokens[i] = text
-            types[i] = UNKNOWN if types[i] == UNKNOWN else CONTROL
+            types[i] = types[i] if types[i] in (UNKNOWN, BYTE) else CONTROL
         else:
             # such tokens are cut out of the raw text, where a space is a space
             tokens[i], types[i] = text.replace("▁", " ") if spaces else text, USER_DEFINED

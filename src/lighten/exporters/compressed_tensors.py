@@ -149,7 +149,7 @@ class CompressedTensors:
         files = self._files(model, chosen)
         folder.write_folder(path, files, self._shards(model, chosen), load)
 
-    def read(self, path: Path) -> Mapping[str, Tensor]:
+    def read(self, path: Path, model: Any) -> Mapping[str, Tensor]:
         files = safetensors_folder(path)
         stored = Tensors(files, lambda name: files[name].load())
         config = json.loads((path / "config.json").read_text(encoding="utf-8"))

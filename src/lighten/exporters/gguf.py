@@ -24,6 +24,7 @@ from lighten.containers.gguf import Kind, TensorInfo, Typed, pad
 from lighten.containers.output import whole_file
 from lighten.containers.safetensors import Tensors
 from lighten.errors import BadInput, WrongUse
+from lighten.gguf_file import read_gguf
 from lighten.registry import exporters, families
 from lighten.tensors import read_bytes
 from lighten.types import Compressed, Layer, Spec
@@ -126,11 +127,12 @@ class Gguf:
         if path.suffix != self.suffix:  # whoever opens a file goes by its suffix
             raise WrongUse(f"`{path}` does not end in .gguf", f"write `{path}.gguf`")
         layers = {layer.name: layer for layer in model.layers}
+        specs = {}
         for name, weight in weights.items():
-            why = self.accepts(Spec(format=weight.format.name), layers[name], model)
+            specs[name] = Spec(format=weight.format.name)
+            why = self.accepts(specs[name], layers[name], model)
             if why is not None:
                 raise WrongUse(f"layer `{name}` cannot be written into a GGUF: {why}", FOLDER)
-        specs = {name: Spec(format=w.format.name) for name, w in weights.items()}
         layout = _layout(model, specs)
         extra = {} if model.kind == "gguf" else families[model.family].extra_tensors(model.config)
 
@@ -151,11 +153,21 @@ class Gguf:
         with whole_file(path) as part:
             container.write(part, layout.fields, layout.tensors, load, layout.alignment)
 
-    def read(self, path: Path) -> Mapping[str, Tensor]:
-        from lighten.model import open_model
+    def read(self, path: Path, model: Any) -> Mapping[str, Tensor]:
+        file = read_gguf(path)
+        there = {name: _gguf_name(model, name) for name in model.tensors}
+        turned = {layer.name for layer in model.layers if layer.transposed}
 
-        model = open_model(path)
-        return Tensors(model.tensors, lambda name: model.tensors[name].load())
+        def load(name: str) -> Tensor:
+            t = file.tensors[str(there[name])].load()
+            order = _row_order(model, name)
+            if order is not None:
+                t = t.index_select(0, order.argsort())
+            offset = families[model.family].offset(name)
+            t = t.float() - offset if offset else t
+            return t.T if name in turned else t
+
+        return Tensors((n for n, known in there.items() if known in file.tensors), load)
 
 
 def _type(format: str) -> int:

@@ -66,7 +66,7 @@ class HuggingFace:
         files = folder.small_files(model, folder.weight_dtype(model))
         folder.write_folder(path, files, shards, load)
 
-    def read(self, path: Path) -> Mapping[str, Tensor]:
+    def read(self, path: Path, model: Any) -> Mapping[str, Tensor]:
         stored = safetensors_folder(path)
         return Tensors(stored, lambda name: stored[name].load())
 
