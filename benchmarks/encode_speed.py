@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 import time
 from pathlib import Path
@@ -47,6 +48,7 @@ def main() -> None:
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--json", type=Path, help="write the results here")
     args = parser.parse_args()
+    load = os.getloadavg()[0]
     g = torch.Generator().manual_seed(0)
     w = 0.02 * torch.randn(args.rows, args.columns, generator=g)
     importance = torch.exp(1.5 * torch.randn(args.columns, generator=g))
@@ -60,6 +62,7 @@ def main() -> None:
             "machine": platform.processor() or platform.machine(),
             "threads": torch.get_num_threads(),
             "torch": torch.__version__,
+            "load_before": round(load, 1),  # far above 0: other programs took part of the machine
             "shape": [args.rows, args.columns],
         }
         args.json.write_text(json.dumps({"setup": facts, "mweights_per_s": rows}, indent=1) + "\n")
