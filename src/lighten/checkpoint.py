@@ -106,12 +106,15 @@ def _check(
             "that transformers rewrites while loading (stacked experts) are not supported",
         )
     for name, shape in wanted.items():
-        if found[name].shape != shape:
-            raise BadInput(
-                f"tensor `{name}` of {model.source} is {found[name].shape}, but the config makes "
-                f"it {shape}",
-                "config and weights are not of one model",
-            )
+        _check_shape(model, name, found[name].shape, shape)
+
+
+def _check_shape(model: Model, name: str, shape: Any, wanted: Any) -> None:
+    if shape != wanted:
+        raise BadInput(
+            f"tensor `{name}` of {model.source} is {shape}, but the config makes it {wanted}",
+            "config and weights are not of one model",
+        )
 
 
 def _equal(a: LazyTensor, b: LazyTensor) -> bool:
@@ -160,6 +163,8 @@ def _from_gguf(
             if there not in used:
                 extra.append(there)
             continue
+        # before row_order, which would believe any number of heads
+        _check_shape(model, name, tensor.shape[:: -1 if name in flat else 1], wanted[name])
         order = family.row_order(name, model.config)
         found[name] = _as_module(name, tensor, order, family.offset(name), name in flat)
     return found, extra
@@ -169,11 +174,6 @@ def _as_module(
     name: str, tensor: LazyTensor, order: Tensor | None, offset: float, transposed: bool
 ) -> LazyTensor:
     """A GGUF tensor as the transformers module holds it."""
-    if order is not None and len(order) != tensor.shape[0]:
-        raise BadInput(
-            f"`{tensor.name}` has {tensor.shape[0]} rows, where its heads need {len(order)}",
-            "the metadata and the tensors of this GGUF file are not of one model",
-        )
     read: Callable[[int, int], Tensor] = tensor.read
     if order is not None:
         back = torch.argsort(order)

@@ -72,12 +72,18 @@ def open_folder(folder: Path, trust_remote_code: bool) -> tuple[Any, dict[str, L
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise BadInput(f"{file} is damaged: {error!r}", "download it again") from error
     if raw.get("quantization_config"):
-        method = raw["quantization_config"].get("quant_method", "unknown")
+        about = raw["quantization_config"]
+        method = about.get("quant_method", "unknown") if isinstance(about, dict) else about
         raise BadInput(
             f"{folder} is already compressed (quantization_config: {method})",
             "open the model that it was made from",
         )
     stored = safetensors_folder(folder)
+    for key in ("num_hidden_layers", "n_layer", "num_layers"):
+        count = raw.get(key)
+        if isinstance(count, int) and count > len(stored):  # building so many would not end
+            what = f"{file} says {key} = {count}, with {len(stored)} tensors in all"
+            raise BadInput(what, "config and weights are not of one model")
     return _config(folder, kind, trust_remote_code), stored
 
 

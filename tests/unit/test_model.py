@@ -36,8 +36,13 @@ def copied(folder: Path, to: Path) -> Path:
     return Path(shutil.copytree(folder, to))
 
 
-def write_gguf(folder: Path, path: Path, only: tuple[str, ...] = ()) -> Path:
-    """A GGUF file of a Hugging Face folder, float32, as the families say; no tokenizer."""
+def write_gguf(
+    folder: Path, path: Path, only: tuple[str, ...] = (), change: dict[str, Any] | None = None
+) -> Path:
+    """A GGUF file of a Hugging Face folder, float32, as the families say; no tokenizer.
+
+    only: parts of names that are stored as Q8_0. change: metadata that lie (None: left out).
+    """
     import gguf
     from gguf import GGUFValueType, GGUFWriter
 
@@ -45,6 +50,9 @@ def write_gguf(folder: Path, path: Path, only: tuple[str, ...] = ()) -> Path:
     family = families[model.config.model_type]
     writer = GGUFWriter(path, family.gguf_arch)
     for key, (value, kind) in family.metadata(model.config).items():
+        value = (change or {}).get(key.partition(".")[2], value)
+        if value is None:
+            continue
         if isinstance(value, list):
             writer.add_key_value(key, value, GGUFValueType.ARRAY, kind)
         else:
@@ -378,6 +386,7 @@ def test_the_tokenizer_comes_along(tiny: Any, tmp_path: Path) -> None:
         ("none", "no model.safetensors"),
         ("quantized", "already compressed"),
         ("no config", "no config.json"),
+        ("deep", "num_hidden_layers = 1000000000"),
     ],
 )
 def test_damaged_folders_are_refused(tiny: Any, tmp_path: Path, damage: str, said: str) -> None:
@@ -400,11 +409,56 @@ def test_damaged_folders_are_refused(tiny: Any, tmp_path: Path, damage: str, sai
         weights.unlink()
     elif damage == "quantized":
         config.write_text(json.dumps({**settings, "quantization_config": {"quant_method": "x"}}))
+    elif damage == "deep":
+        config.write_text(json.dumps({**settings, "num_hidden_layers": 10**9}))
     else:
         config.unlink()
     with pytest.raises(BadInput, match=said) as caught:
         open_model(folder)
     assert caught.value.hint
+
+
+LIES: list[dict[str, Any]] = [
+    {"block_count": 4},
+    {"block_count": 2**31},
+    {"block_count": None},
+    {"embedding_length": 128},
+    {"embedding_length": 2**31},
+    {"feed_forward_length": 97},
+    {"context_length": None},
+    {"attention.head_count": 5},
+    {"attention.head_count": 2**30},
+    {"attention.head_count_kv": 0},
+    {"attention.key_length": 17},
+    {"attention.key_length": 2**30, "attention.value_length": 2**30},
+    {"attention.value_length": 4},
+    {"attention.layer_norm_rms_epsilon": float("nan")},
+]
+
+
+@pytest.mark.parametrize("lie", LIES, ids=str)
+@pytest.mark.parametrize("family", ["llama", "gemma3_text"])
+def test_metadata_that_lie_are_refused(
+    tiny: Any, tmp_path: Path, family: str, lie: dict[str, Any]
+) -> None:
+    path = write_gguf(tiny(family), tmp_path / "m.gguf", change=lie)
+    with pytest.raises(BadInput) as caught:
+        open_model(path)
+    assert caught.value.hint
+
+
+def test_foreign_and_split_gguf_are_refused(tmp_path: Path) -> None:
+    import gguf
+
+    for arch, splits, said in (("whisper", 1, "whisper"), ("llama", 2, "one part")):
+        writer = gguf.GGUFWriter(tmp_path / "m.gguf", arch)
+        writer.add_uint16("split.count", splits)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+        with pytest.raises(BadInput, match=said):
+            open_model(tmp_path / "m.gguf")
 
 
 def test_what_is_no_model_is_wrong_use(tmp_path: Path) -> None:

@@ -42,15 +42,22 @@ def config(arch: str, metadata: Mapping[str, Any], tensors: Mapping[str, Any]) -
     """The inverse of `metadata`: keyword arguments of the transformers config."""
     hidden = required(metadata, f"{arch}.embedding_length")
     heads = required(metadata, f"{arch}.attention.head_count")
+    width = metadata.get(f"{arch}.attention.key_length", hidden // heads)
+    if metadata.get(f"{arch}.attention.value_length", width) != width or width % 2:
+        raise BadInput(
+            f"heads of this GGUF file are {width} wide for keys and "
+            f"{metadata.get(f'{arch}.attention.value_length')} for values",
+            "lighten reads models whose heads have one, even width",
+        )
     return {
         "vocab_size": vocab_size(tensors),
         "max_position_embeddings": required(metadata, f"{arch}.context_length"),
         "hidden_size": hidden,
-        "num_hidden_layers": required(metadata, f"{arch}.block_count"),
+        "num_hidden_layers": block_count(metadata, f"{arch}.block_count", tensors),
         "intermediate_size": required(metadata, f"{arch}.feed_forward_length"),
         "num_attention_heads": heads,
         "num_key_value_heads": metadata.get(f"{arch}.attention.head_count_kv", heads),
-        "head_dim": metadata.get(f"{arch}.attention.key_length", hidden // max(heads, 1)),
+        "head_dim": width,
         "rms_norm_eps": epsilon(metadata, f"{arch}.attention.layer_norm_rms_epsilon"),
         "rope_parameters": rope.config(arch, metadata, tensors),
         **special(metadata, tensors),
@@ -82,6 +89,17 @@ def required(metadata: Mapping[str, Any], key: str) -> int:
             "the file is damaged, or its layers differ in size, which lighten cannot read",
         )
     return value
+
+
+def block_count(metadata: Mapping[str, Any], key: str, tensors: Mapping[str, Any]) -> int:
+    """How many blocks: no more than there are tensors, or building them would not end."""
+    count = required(metadata, key)
+    if count > len(tensors):
+        raise BadInput(
+            f"`{key}` of this GGUF file is {count}, with {len(tensors)} tensors in all",
+            "the file is damaged",
+        )
+    return count
 
 
 def epsilon(metadata: Mapping[str, Any], key: str) -> float:

@@ -36,7 +36,7 @@ def _config(metadata: Mapping[str, Any], tensors: Mapping[str, Any]) -> dict[str
         "vocab_size": decoder.vocab_size(tensors),
         "n_positions": decoder.required(metadata, "gpt2.context_length"),
         "n_embd": hidden,
-        "n_layer": decoder.required(metadata, "gpt2.block_count"),
+        "n_layer": decoder.block_count(metadata, "gpt2.block_count", tensors),
         "n_inner": None if inner == 4 * hidden else inner,
         "n_head": decoder.required(metadata, "gpt2.attention.head_count"),
         "layer_norm_epsilon": decoder.epsilon(metadata, "gpt2.attention.layer_norm_epsilon"),
