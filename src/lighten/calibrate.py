@@ -70,7 +70,7 @@ class Stream:
         self.passages = _insert_passages(self.module, model.blocks)
         self._calls: dict[int, list[tuple[tuple[Any, ...], dict[str, Any]]]] = {}
         self._tuples = False
-        self.hidden = torch.cat([self._enter(ids) for ids in windows.split(batch)])
+        self.hidden = torch.cat([self._enter(ids) for ids in _split(windows, batch)])
 
     def __iter__(self) -> Iterator[int]:
         return iter(range(len(self.passages)))
@@ -111,7 +111,8 @@ class Stream:
         """The output of a block for some of the windows (<= batch, length, width)."""
         args, kwargs = self._calls[len(hidden)][index]
         out = block(hidden, *args, **kwargs)
-        return out[0] if isinstance(out, tuple) else out
+        moved: Tensor = out[0] if isinstance(out, tuple) else out
+        return moved
 
     def batches(self) -> Iterator[tuple[slice, Tensor]]:
         """(which windows, their hidden states on the device)."""
@@ -161,6 +162,10 @@ class Stream:
         """The head's weight (vocabulary, width) and bias, as the stream computes with them."""
         head = self.module.get_output_embeddings()  # type: ignore[operator]
         return head.weight.detach(), None if head.bias is None else head.bias.detach()
+
+
+def _split(windows: Tensor, batch: int) -> list[Tensor]:
+    return [windows[i : i + batch] for i in range(0, len(windows), batch)]
 
 
 def _insert_passages(module: nn.Module, blocks: tuple[str, ...]) -> list[Passage]:

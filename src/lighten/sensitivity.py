@@ -115,7 +115,7 @@ def _block(
             squares[name] = squares.get(name, torch.zeros_like(g[0])) + g.square().sum(0)
             counts[name] = counts.get(name, 0) + g.shape[0]
 
-        out.register_hook(add)
+        out.register_hook(add)  # type: ignore[no-untyped-call]
 
     for layer in layers:
         module = block.get_submodule(submodule(layer.name, prefix))

@@ -140,5 +140,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.path.pop(0)  # this file's folder, whose names must not hide those of installed packages
+    # The names of this file's folder must not hide those of installed packages.
+    sys.path[:] = [p for p in sys.path if p != os.path.dirname(os.path.abspath(__file__))]
     main()

@@ -1,0 +1,340 @@
+"""compress(): the whole story. Every stage is stored in the run directory, and so resumes.
+
+open -> sensitivity and candidates -> allocate -> solve -> measure against the uniform baseline ->
+export -> read back -> open in the real runtime -> metrics
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lighten import allocate as knapsack
+from lighten.calibrate import Stream
+from lighten.candidates import candidates
+from lighten.data import Corpus, load_text, windows
+from lighten.errors import BadOutput, WrongUse
+from lighten.model import Model, open_model
+from lighten.preflight import preflight
+from lighten.progress import note, stage
+from lighten.quality import Reference, measure_weights
+from lighten.registry import exporters, formats
+from lighten.results import results
+from lighten.run import Run, default_folder
+from lighten.sensitivity import sensitivities
+from lighten.solve import Weights, solve
+from lighten.types import Budget, Candidate, Layer, Plan, Spec, Stats
+from lighten.verify import verify
+
+SENSITIVITY_WINDOWS = 16
+HELD_OUT_WINDOWS = 16
+SOLVER = "gptq"
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run has made. metrics: what `metrics.json` holds. exported: the file or folder."""
+
+    run: Path
+    exported: Path
+    plan: Plan
+    metrics: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Job:
+    """What all stages of a run have in common."""
+
+    run: Run
+    model: Model
+    exporter: Any
+    calibration: Tensor
+    held_out: Tensor
+    seed: int
+
+
+def compress(
+    model: str | Path,
+    *,
+    budget: str | None = None,
+    max_kld: float | None = None,
+    data: str | Path | None = None,
+    export: str = "gguf",
+    out: str | Path | None = None,
+    samples: int = 64,
+    length: int = 512,
+    seed: int = 0,
+) -> Result:
+    """Make a language model fit `budget` ("80MB", "4.5bpw", "25%") and write it as `export`.
+
+    max_kld: instead of a budget, the most nats per token that may be lost; the smallest model
+    found that keeps it. data: text to calibrate on (lighten.data.load_text). samples windows of
+    `length` tokens are used, and the next 16 to measure on. Calling again resumes. Raises
+    UserError for what a person can mend.
+    """
+    if (budget is None) == (max_kld is None):
+        raise WrongUse("give either a budget or max_kld", 'for example --budget "4.5bpw"')
+    limit = None if budget is None else Budget.parse(budget)
+    exporter = exporters[export]
+    folder = Path(out) if out is not None else default_folder(str(model), budget, max_kld)
+    opened, corpus = open_model(model), load_text(data)
+    why = exporter.refuses(opened)
+    if why:
+        raise WrongUse(f"`{export}` cannot hold this model: {why}", "try --export huggingface")
+    wanted = {"model": opened.digest, "data": corpus.digest, "budget": budget, "max_kld": max_kld}
+    settings = {"export": export, "samples": samples, "length": length, "seed": seed}
+    preflight(folder, disk=3 * opened.nbytes, memory=_memory_needed(opened, samples * length))
+    with Run.open(folder, wanted | settings | {"source": str(model)}) as run:
+        job = _job(run, opened, corpus, exporter, samples, length, seed)
+        found = _candidates(job)
+        if limit is not None:
+            room = limit.limit(opened.parameters, _size_before(job))
+            plan, quality = _best_of(job, found, room)
+        else:
+            plan, quality = _smallest(job, found, float(max_kld or 0))
+        exported = _export(job, plan, export)
+        metrics = run.json(
+            "metrics",
+            lambda: _metrics(job, corpus, plan, quality, export, exported),
+            given=dict(plan.specs),
+        )
+        return Result(folder, exported, plan, metrics)
+
+
+def replan(run: str | Path, budget: str) -> dict[str, Any]:
+    """What another budget would buy, from the stored candidates: nothing is solved or measured."""
+    with Run.at(run) as opened:
+        model = open_model(opened.request["source"])
+        job = Job(opened, model, exporters[opened.request["export"]], torch.empty(0),
+                  torch.empty(0), 0)  # fmt: skip
+        rows = _stored_candidates(opened)
+        if not rows:
+            raise WrongUse(f"{run} has no candidates yet", "let `lighten compress` get past them")
+        room = Budget.parse(budget).limit(model.parameters, _size_before(job))
+        fixed = job.exporter.fixed_bytes(model)
+        plan = knapsack.allocate(rows, room, fixed)
+        name = f"plans/{budget.replace('%', 'pc').replace(' ', '')}.json"
+        opened.once(name, lambda: plan, save=lambda p, path: _write(path, p.to_json()),
+                    load=lambda path: Plan.from_json(path.read_text()))  # fmt: skip
+        counts: dict[str, int] = {}
+        for spec in plan.specs.values():
+            counts[spec] = counts.get(spec, 0) + 1
+        return {
+            "budget": budget,
+            "predicted_bytes": plan.predicted["bytes"],
+            "predicted_kld": plan.predicted["nats"],
+            "plan": str(opened.path(name)),
+            "layers": [{"spec": s, "layers": n} for s, n in sorted(counts.items())],
+        }
+
+
+def export(run: str | Path, to: str) -> Path:
+    """Write the weights that a finished run chose in another form; returns where."""
+    with Run.at(run) as opened:
+        if not opened.whole("plan.json"):
+            raise WrongUse(f"{run} has no plan yet", "let `lighten compress` finish first")
+        model = open_model(opened.request["source"])
+        job = Job(opened, model, exporters[to], torch.empty(0), torch.empty(0), 0)
+        plan = Plan.from_json(opened.path("plan.json").read_text(encoding="utf-8"))
+        return _export(job, plan, to)
+
+
+# -- stages --------------------------------------------------------------------------------------
+def _job(
+    run: Run, model: Model, corpus: Corpus, exporter: Any, samples: int, length: int, seed: int
+) -> Job:
+    """Tokens: the first `samples` windows to calibrate on, the ones after them to measure on."""
+    ids = windows(corpus, model.tokenizer, length, samples + HELD_OUT_WINDOWS, seed=seed)
+    held_out = min(HELD_OUT_WINDOWS, max(1, len(ids) // 4))
+    if len(ids) < 2:
+        raise WrongUse(
+            f"{corpus.source} gives {len(ids)} window of {length} tokens",
+            "two are needed, one of them to measure on: give more text or a smaller --length",
+        )
+    return Job(run, model, exporter, ids[:-held_out], ids[-held_out:], seed)
+
+
+def _candidates(job: Job) -> list[Candidate]:
+    """The stored candidates, or the sensitivity pass that finds them."""
+    model, run = job.model, job.run
+    outside = [layer for layer in model.layers if layer.block is None]
+    kept = [f"model/{layer.name}" for layer in outside]
+    rows = _stored_candidates(run)
+    if rows and all(run.whole(f"{key}.safetensors") for key in kept):
+        return rows
+    specs = {layer.name: _specs(job, layer) for layer in model.layers}
+    rows = []
+    sample = job.calibration[:SENSITIVITY_WINDOWS]
+    with stage("sensitivity", 2 * len(model.blocks) + 1, "blocks") as tick:
+        for layer, stats in sensitivities(Stream(model, sample), job.seed, tick):
+            sizes = {str(s): job.exporter.layer_bytes(model, layer, s) for s in specs[layer.name]}
+            rows += candidates(layer, model.weight(layer), stats, specs[layer.name], sizes)
+            if layer.block is None:
+                parts = {
+                    "hessian": stats.hessian, "gradient": stats.gradient,
+                    "frequency": stats.frequency, "n": torch.tensor(stats.n),
+                }  # fmt: skip
+                here = {k: v for k, v in parts.items() if v is not None}
+                run.tensors(f"model/{layer.name}", lambda here=here: here)  # type: ignore[misc]
+    if not run.read("candidates"):
+        run.append("candidates", [_as_row(c) for c in rows])
+    return rows
+
+
+def _specs(job: Job, layer: Layer) -> list[Spec]:
+    """Everything that the exporter can store this layer as."""
+    found = [Spec()] + [Spec(format=name, solver=SOLVER) for name in sorted(formats)]
+    allowed = [s for s in found if s.format is None or not formats[s.format].accepts(layer.shape)]
+    return [s for s in allowed if job.exporter.accepts(s, layer, job.model) is None]
+
+
+def _best_of(job: Job, rows: list[Candidate], limit: int) -> tuple[Plan, dict[str, Any]]:
+    """The allocated plan and the best uniform one, both assembled and measured: the better wins."""
+    fixed = job.exporter.fixed_bytes(job.model)
+    plans = {"allocated": knapsack.allocate(rows, limit, fixed)}
+    baselines = knapsack.uniform(rows, limit, fixed)
+    if baselines and baselines[0].specs != plans["allocated"].specs:
+        plans["uniform"] = baselines[0]
+    measured = {name: _assembled(job, name, plan) for name, plan in plans.items()}
+    best = min(measured, key=lambda name: measured[name]["mean_kld"]["value"])
+    return plans[best], {"chosen": best, **measured}
+
+
+def _smallest(job: Job, rows: list[Candidate], max_kld: float) -> tuple[Plan, dict[str, Any]]:
+    """Search for the smallest plan whose measured loss stays below max_kld.
+
+    Predictions are off by a factor that changes little between plans: it is measured and used.
+    """
+    fixed = job.exporter.fixed_bytes(job.model)
+    factor, best = 1.0, None
+    for turn in range(5):
+        plan = knapsack.allocate_error(rows, max_kld / factor, fixed)
+        if best is not None and plan.predicted["bytes"] == best[0].predicted["bytes"]:
+            break
+        found = _assembled(job, f"allocated-{turn}", plan)
+        value = found["mean_kld"]["value"]
+        if value <= max_kld and (
+            best is None or plan.predicted["bytes"] < best[0].predicted["bytes"]
+        ):
+            best = plan, found
+        if best is not None and 0.93 * max_kld <= value <= max_kld:
+            break
+        factor = value / plan.predicted["nats"] * (1.02 if value > max_kld else 1.0)
+    if best is None:
+        raise BadOutput(
+            f"no plan that was tried keeps the loss at or below {max_kld:g} nats",
+            "allow a larger --max-kld",
+        )
+    return best[0], {"chosen": "allocated", "allocated": best[1]}
+
+
+def _assembled(job: Job, name: str, plan: Plan) -> dict[str, Any]:
+    """Solve a plan and measure it on the held-out windows."""
+    weights = Weights(job.run, job.model, plan)
+    outside = _outside(job)
+
+    def work() -> dict[str, Any]:
+        with stage(f"solve {name}", len(job.model.blocks), "blocks") as tick:
+            solve(weights, job.calibration, outside, tick=tick)
+        with stage(f"measure {name}", len(job.model.blocks), "blocks") as tick:
+            return measure_weights(job.model, job.held_out, weights, _reference(job), tick)
+
+    found: dict[str, Any] = job.run.json(f"measured/{name}", work, given=dict(plan.specs))
+    return found
+
+
+def _reference(job: Job) -> Reference:
+    """What the head is given by the model as it came, for the held-out windows."""
+
+    def work() -> Mapping[str, Tensor]:
+        with stage("run the original", len(job.model.blocks), "blocks") as tick:
+            stream = Stream(job.model, job.held_out).through(tick)
+            return {"hidden": torch.stack(list(stream.outputs()))}
+
+    return Reference(job.run.tensors("model/reference", work)["hidden"])
+
+
+def _outside(job: Job) -> dict[str, Stats]:
+    found = {}
+    for layer in job.model.layers:
+        if layer.block is None:
+            parts = job.run.tensors(f"model/{layer.name}", dict)
+            found[layer.name] = Stats(
+                int(parts["n"]), parts["hessian"], gradient=parts.get("gradient"),
+                frequency=parts.get("frequency"),
+            )  # fmt: skip
+    return found
+
+
+def _export(job: Job, plan: Plan, to: str) -> Path:
+    """Write, read back and compare, and open in the runtime where lighten has one."""
+    job.run.once("plan.json", lambda: plan, save=lambda p, path: _write(path, p.to_json()),
+                 load=lambda path: Plan.from_json(path.read_text()),
+                 given=dict(plan.specs))  # fmt: skip
+    weights = Weights(job.run, job.model, plan)
+    name = job.run.folder.name + job.exporter.suffix if job.exporter.suffix else to
+
+    def write(path: Path) -> None:
+        job.exporter.write(job.model, weights, path)
+        verify(job.exporter, job.model, weights, path)
+        if to == "gguf":
+            _open_in_llama_cpp(path)
+
+    with stage(f"export {to}"):
+        return job.run.file(f"exports/{name}", write, given=dict(plan.specs))
+
+
+def _open_in_llama_cpp(path: Path) -> None:
+    from lighten.runtimes import llama_cpp
+
+    if llama_cpp.available():
+        llama_cpp.check(path)
+    else:
+        note("llama.cpp is not installed (pip install lighten[llama]); the file was read back only")
+
+
+def _metrics(
+    job: Job, corpus: Corpus, plan: Plan, quality: dict[str, Any], export: str, exported: Path
+) -> dict[str, Any]:
+    facts = results(job.model, export, quality, exported, plan.predicted["nats"])
+    facts["data"] = corpus.source
+    if corpus.builtin:
+        facts["notes"].append(
+            "calibrated and measured on the short text that lighten brings along; give --data"
+        )
+    return facts
+
+
+# -- small things --------------------------------------------------------------------------------
+def _size_before(job: Job) -> int:
+    """Bytes that the export would have with nothing compressed."""
+    size: int = job.exporter.nbytes(job.model, {})
+    return size
+
+
+def _memory_needed(model: Model, tokens: int) -> int:
+    """Bytes: hidden states, the largest layer a few times, and libraries. Deliberately low."""
+    largest = max(layer.size for layer in model.layers)
+    width = max(layer.shape[1] for layer in model.layers if layer.kind != "linear")
+    return 4 * (tokens * width + 3 * largest) + 400_000_000
+
+
+def _stored_candidates(run: Run) -> list[Candidate]:
+    return [
+        Candidate(r["unit"], r["specs"], r["error"], r["cost"], r.get("width"))
+        for r in run.read("candidates")
+    ]
+
+
+def _as_row(candidate: Candidate) -> dict[str, Any]:
+    row = {"unit": candidate.unit, "specs": dict(candidate.specs), "error": candidate.error}
+    return row | {"cost": dict(candidate.cost)}
+
+
+def _write(path: Path, text: str) -> None:
+    path.write_text(text, encoding="utf-8")

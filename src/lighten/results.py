@@ -1,0 +1,112 @@
+"""What a run has to show: before and after, side by side, and what went wrong if anything did."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lighten.model import Model
+from lighten.progress import note, stage
+from lighten.registry import exporters
+
+_TEMPORARY = 2_000_000_000
+"""Bytes up to which an F16 copy is written only to time the original in llama.cpp."""
+
+
+def results(
+    model: Model, export: str, quality: Mapping[str, Any], exported: Path, predicted: float
+) -> dict[str, Any]:
+    """{"before", "after"}: quantities by name; "plans": what was measured; "problems", "notes".
+
+    quality: {"chosen": name, name: Quality.as_dict(), ...}. predicted: nats.
+    """
+    chosen = quality["chosen"]
+    ours = dict(quality[chosen])
+    reference = ours.pop("reference_perplexity")
+    size = _size(exported)
+    before: dict[str, Any] = {
+        "bytes": model.nbytes,
+        "bits_per_weight": 8 * model.nbytes / model.parameters,
+        "perplexity": reference,
+    }
+    after: dict[str, Any] = {
+        "bytes": size,
+        "bits_per_weight": 8 * size / model.parameters,
+        **{k: v for k, v in ours.items() if k not in ("windows", "tokens")},
+    }
+    if export == "gguf":
+        after |= speed(exported)
+        before |= _speed_before(model)
+    facts: dict[str, Any] = {
+        "before": before,
+        "after": after,
+        "plan": chosen,
+        "predicted_kld": predicted,
+        "windows": ours["windows"],
+        "tokens": ours["tokens"],
+    }
+    rows = [
+        {"plan": name, "chosen": "yes" if name == chosen else "", **_short(found)}
+        for name, found in quality.items()
+        if isinstance(found, Mapping)
+    ]
+    facts["plans"] = rows
+    facts["notes"] = list(model.notes) + list(exporters[export].notes(model))
+    facts["problems"] = _problems(model, chosen, size)
+    return facts
+
+
+def speed(path: Path) -> dict[str, Any]:
+    """Load time, tokens per second and peak memory in llama.cpp; nothing where it is absent."""
+    from lighten.runtimes import llama_cpp
+
+    if not llama_cpp.available():
+        return {}
+    with stage(f"time {path.name} in llama.cpp"):
+        found = llama_cpp.speed(path)
+    return {
+        "load_seconds": found.load_seconds,
+        "prompt_tokens_per_second": found.prompt_tokens_per_second,
+        "generate_tokens_per_second": found.generate_tokens_per_second,
+        "peak_memory_bytes": found.peak_rss_bytes,
+    }
+
+
+def _speed_before(model: Model) -> dict[str, Any]:
+    """The same for what came in: the file itself, or a temporary F16 file of it."""
+    from lighten.runtimes import llama_cpp
+
+    if model.kind == "gguf":
+        return speed(model.path)
+    exporter = exporters["gguf"]
+    if not llama_cpp.available():
+        return {}
+    if exporter.nbytes(model, {}) > _TEMPORARY:
+        note("the original is too large to be written as F16 only for timing it")
+        return {}
+    with tempfile.TemporaryDirectory(prefix="lighten-") as folder:
+        path = Path(folder) / "original-f16.gguf"
+        exporter.write(model, {}, path)
+        return speed(path)
+
+
+def _size(path: Path) -> int:
+    if path.is_dir():
+        return sum(p.stat().st_size for p in path.rglob("*") if p.is_file())
+    return path.stat().st_size
+
+
+def _short(found: Mapping[str, Any]) -> dict[str, Any]:
+    return {k: found[k] for k in ("mean_kld", "p99_kld", "top1_agreement") if k in found}
+
+
+def _problems(model: Model, chosen: str, size: int) -> list[str]:
+    found = []
+    if size > model.nbytes:
+        sizes = f"{size / 1e6:.1f} MB, {model.nbytes / 1e6:.1f} MB"
+        found.append(f"the output is larger than the input ({sizes})")
+    if chosen == "uniform":
+        note("one format everywhere measured better than the allocated plan, so it was taken")
+    return found
