@@ -1,187 +1,31 @@
 """What a language model lost: perplexity, KL divergence and agreement, each with its interval.
 
-Logits never exist whole: hidden states meet the head a slice of positions by a slice of vocabulary
-at a time, and the sums over the vocabulary are carried along.
+Two models are run over the same windows, block by block, one block of either in memory.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import repeat
+from pathlib import Path
+from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
-from lighten.errors import BadOutput, WrongUse
+from lighten.calibrate import Stream
+from lighten.data import load_text
+from lighten.data import windows as token_windows
+from lighten.divergence import Head, Positions, compare
+from lighten.errors import WrongUse
 from lighten.intervals import Array, Estimate, Statistic, bootstrap
+from lighten.model import Model, open_model
+from lighten.progress import stage
+from lighten.results import speed
 
-_ROWS = 512  # positions in a slice
-_LOGITS = 2**20  # logits in a slice: 4 MB, of which about six stand at once
-_WEIGHTS = 2**22  # head weights in a slice, as float32: 16 MB
-
-
-@dataclass(frozen=True, eq=False)
-class Head:
-    """From hidden states to logits: softcap · tanh(scale · (h Wᵀ + bias) / softcap).
-
-    weight: (vocab, dim), any float type, used as float32. bias: (vocab,). softcap: None for none.
-    """
-
-    weight: Tensor
-    bias: Tensor | None = None
-    softcap: float | None = None
-    scale: float = 1.0
-
-    def logits(self, hidden: Tensor, start: int, stop: int) -> Tensor:
-        """Logits (positions, stop - start), float32, of that slice of the vocabulary."""
-        z = hidden @ self.weight[start:stop].float().T
-        if self.bias is not None:
-            z += self.bias[start:stop].float()
-        if self.scale != 1.0:
-            z *= self.scale
-        return z if self.softcap is None else z.div_(self.softcap).tanh_().mul_(self.softcap)
-
-
-@dataclass(frozen=True, eq=False)
-class Positions:
-    """What is known of each position: tensors (positions,), in nats; None without a reference.
-
-    nll: surprise at the token that came. kld: KL(reference || model). same_top1: whether both hold
-    the same token likeliest.
-    """
-
-    nll: Tensor
-    reference_nll: Tensor | None = None
-    kld: Tensor | None = None
-    same_top1: Tensor | None = None
-
-
-class _Sums:
-    """What softmax needs, carried over slices of the vocabulary: top logit, Σ exp(z - top), argmax.
-
-    exponents are float32, the sums over slices float64.
-    """
-
-    def __init__(self, positions: int, device: torch.device) -> None:
-        self.top = torch.full((positions,), -math.inf, device=device)
-        self.total = torch.zeros(positions, dtype=torch.float64, device=device)
-        self.best = torch.zeros(positions, dtype=torch.long, device=device)
-        self.target = torch.zeros(positions, device=device)
-
-    def add(self, z: Tensor, start: int, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """Take in logits of tokens start...; gives exp(z - top) and the old sum's new factor."""
-        high, where = z.max(1)
-        self.best = torch.where(high > self.top, where + start, self.best)
-        top = torch.maximum(self.top, high)
-        factor = (self.top - top).double().exp()
-        self.top = top
-        e = (z - top[:, None]).exp_()
-        self.total = self.total * factor + e.sum(1).double()
-        inside = (targets >= start) & (targets < start + z.shape[1])
-        at = (targets - start).clamp(0, z.shape[1] - 1)
-        self.target = torch.where(inside, z.gather(1, at[:, None])[:, 0], self.target)
-        return e, factor
-
-    def log_sum(self) -> Tensor:
-        return self.top.double() + self.total.log()
-
-    def nll(self) -> Tensor:
-        return self.log_sum() - self.target.double()
-
-
-@torch.no_grad()
-def compare(
-    hidden: Tensor,
-    head: Head,
-    reference_hidden: Tensor | None,
-    reference_head: Head | None,
-    targets: Tensor,
-) -> Positions:
-    """Compare two models position by position; hidden: (positions, dim), targets: (positions,).
-
-    KL(p || q) = Σ p (z_p - z_q) - log Σ exp z_p + log Σ exp z_q, with p the reference. The two may
-    have different dims, not different vocabularies. Extra memory below 100 MB whatever the sizes.
-    Raises WrongUse if shapes do not fit, BadOutput if a model's outputs are not finite.
-    """
-    _fit("model", hidden, head, targets)
-    if (reference_hidden is None) != (reference_head is None):
-        raise WrongUse("a reference needs both hidden states and a head")
-    if reference_hidden is not None and reference_head is not None:
-        _fit("reference", reference_hidden, reference_head, targets)
-        ours, theirs = head.weight.shape[0], reference_head.weight.shape[0]
-        if ours != theirs:
-            raise WrongUse(
-                f"the model has {ours} tokens, its reference {theirs}",
-                "only models with the same vocabulary can be compared",
-            )
-    slices = []
-    for start in range(0, len(targets), _ROWS):
-        rows = slice(start, start + _ROWS)
-        reference = None if reference_hidden is None else reference_hidden[rows]
-        slices.append(_compare_rows(hidden[rows], head, reference, reference_head, targets[rows]))
-    columns = zip(*slices, strict=True)
-    found = Positions(*(None if c[0] is None else torch.cat(c) for c in columns))  # type: ignore[arg-type]
-    _finite("model", found.nll)
-    if found.reference_nll is not None:
-        _finite("reference", found.reference_nll)
-    return found
-
-
-def _compare_rows(
-    hidden: Tensor,
-    head: Head,
-    reference_hidden: Tensor | None,
-    reference_head: Head | None,
-    targets: Tensor,
-) -> tuple[Tensor | None, ...]:
-    """The four columns of Positions for a few positions."""
-    h, n = hidden.float(), len(targets)
-    targets = targets.to(h.device)
-    ours, theirs = _Sums(n, h.device), _Sums(n, h.device)
-    cross = torch.zeros(n, dtype=torch.float64, device=h.device)  # Σ exp(z_p - top) (z_p - z_q)
-    r = None if reference_hidden is None else reference_hidden.to(h.device).float()
-    vocabulary = head.weight.shape[0]
-    widest = max(w.weight.shape[1] for w in (head, reference_head) if w is not None)
-    step = max(1, min(_LOGITS // n, _WEIGHTS // widest))
-    for start in range(0, vocabulary, step):
-        stop = min(start + step, vocabulary)
-        z = head.logits(h, start, stop)
-        ours.add(z, start, targets)
-        if r is not None and reference_head is not None:
-            z_r = reference_head.logits(r, start, stop)
-            e, factor = theirs.add(z_r, start, targets)
-            cross = cross * factor + e.mul_(z_r.sub_(z)).sum(1).double()
-    if r is None:
-        return ours.nll(), None, None, None
-    kld = cross / theirs.total - theirs.log_sum() + ours.log_sum()
-    # Rounding may take what is zero a hair below; a divergence is never negative.
-    return ours.nll(), theirs.nll(), kld.clamp_min(0), ours.best == theirs.best
-
-
-def _fit(who: str, hidden: Tensor, head: Head, targets: Tensor) -> None:
-    if hidden.ndim != 2 or targets.ndim != 1 or len(hidden) != len(targets) or not len(targets):
-        raise WrongUse(
-            f"hidden states of the {who} are {tuple(hidden.shape)}, targets {tuple(targets.shape)}",
-            "give (positions, dim) and (positions,), at least one position",
-        )
-    vocabulary, dim = head.weight.shape
-    if hidden.shape[1] != dim:
-        raise WrongUse(f"the {who}'s head takes {dim} channels, its states have {hidden.shape[1]}")
-    if int(targets.min()) < 0 or int(targets.max()) >= vocabulary:
-        raise WrongUse(
-            f"targets reach from {int(targets.min())} to {int(targets.max())}, "
-            f"the {who} has {vocabulary} tokens",
-            "is this text from another tokenizer?",
-        )
-
-
-def _finite(who: str, nll: Tensor) -> None:
-    bad = int((~nll.isfinite()).sum())
-    if bad:
-        raise BadOutput(f"the {who} gives no finite logits at {bad} of {len(nll)} positions")
+__all__ = ["Head", "Quality", "compare", "head_of", "measure_model", "quality"]
 
 
 @dataclass(frozen=True)
@@ -298,3 +142,105 @@ def _summary(rows: Sequence[Positions], resamples: int, seed: int) -> Quality:
 
 def _exp(nats: float) -> float:
     return math.exp(nats) if nats < 700 else math.inf
+
+
+def head_of(model: Model, weight: Tensor, bias: Tensor | None) -> Head:
+    """The head of a model, with what its config does to the logits afterwards."""
+    config = model.config
+    softcap = getattr(config, "final_logit_softcapping", None)  # Gemma
+    scale = getattr(config, "logit_scale", None) or 1.0  # Cohere
+    divisor = getattr(config, "logits_scaling", None) or 1.0  # Granite
+    return Head(weight, bias, softcap, scale / divisor)
+
+
+def measure_model(
+    model: str | Path,
+    *,
+    against: str | Path | None = None,
+    data: str | Path | None = None,
+    samples: int = 64,
+    length: int = 512,
+    seed: int = 0,
+    second_half_only: bool = False,
+    runtime: bool = True,
+) -> dict[str, Any]:
+    """Facts about any model file; a quantity is a number or {"value", "low", "high"}.
+
+    {"model", "against", "data", "windows", "tokens", "measured": {...}, "reference": {...},
+    "notes"}. measured: bytes, bits_per_weight, the quantities of Quality.as_dict, and for a GGUF
+    those of llama.cpp (unless `runtime` is False): load_seconds, prompt_tokens_per_second,
+    generate_tokens_per_second, peak_memory_bytes. reference: the same of `against`, if given.
+    Raises WrongUse if the two split text differently, BadInput for damaged or too small files.
+    """
+    opened = open_model(model)
+    reference = None if against is None else open_model(against)
+    corpus = load_text(data)
+    for each in (opened, reference):
+        if each is not None:
+            _long_enough(each, length)
+    ids = token_windows(corpus, opened.tokenizer, length, samples, seed)
+    if reference is not None:
+        theirs = token_windows(corpus, reference.tokenizer, length, 1, seed)
+        if not theirs.equal(ids[:1]):
+            raise WrongUse(
+                f"{against} does not split text into the tokens that {model} does",
+                "only models with the same tokenizer can be compared token by token",
+            )
+    mine = _run(opened, ids)
+    other = None if reference is None else _run(reference, ids)
+    with stage("predict", len(ids), "windows") as tick:
+        found = quality(
+            _ticking(mine.outputs(), tick),
+            head_of(opened, *mine.head),
+            None if other is None else other.outputs(),
+            None if other is None else head_of(other.model, *other.head),
+            ids,
+            bootstrap_seed=seed,
+            second_half_only=second_half_only,
+        ).as_dict()
+    measured: dict[str, Any] = {**_size(opened), **found}
+    facts: dict[str, Any] = {
+        "model": str(model),
+        "against": None if against is None else str(against),
+        "data": corpus.source,
+        "windows": measured.pop("windows"),
+        "tokens": measured.pop("tokens"),
+    }
+    if reference is not None:
+        perplexity = measured.pop("reference_perplexity")
+        facts["reference"] = {**_size(reference), "perplexity": perplexity}
+        facts["reference"] |= _runtime(reference) if runtime else {}
+    facts["measured"] = measured | (_runtime(opened) if runtime else {})
+    facts["notes"] = list(opened.notes) + ([] if reference is None else list(reference.notes))
+    if corpus.builtin:
+        facts["notes"].append("measured on the short text that lighten brings along; give --data")
+    return facts
+
+
+def _long_enough(model: Model, length: int) -> None:
+    limit = getattr(model.config, "max_position_embeddings", None)
+    if limit is not None and length > limit:
+        raise WrongUse(
+            f"windows of {length} tokens, but {model.source} takes no more than {limit}",
+            f"give --length {limit} or less",
+        )
+
+
+def _run(model: Model, ids: Tensor) -> Stream:
+    with stage(f"run {Path(model.source).name}", len(model.blocks), "blocks") as tick:
+        return Stream(model, ids).through(tick)
+
+
+def _ticking(states: Iterable[Tensor], tick: Callable[[], None]) -> Iterator[Tensor]:
+    for h in states:
+        yield h
+        tick()
+
+
+def _size(model: Model) -> dict[str, Any]:
+    return {"bytes": model.nbytes, "bits_per_weight": 8 * model.nbytes / model.parameters}
+
+
+def _runtime(model: Model) -> dict[str, Any]:
+    """What llama.cpp says of a GGUF file; nothing for a folder."""
+    return speed(model.path) if model.kind == "gguf" else {}

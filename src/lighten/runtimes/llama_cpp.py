@@ -44,10 +44,13 @@ class Speed:
 
 @dataclass(frozen=True)
 class Continuation:
-    """Tokens that llama.cpp chose, each the likeliest, with its natural log probability."""
+    """Tokens that llama.cpp chose, each the likeliest, and their natural log probabilities.
+
+    logprobs: None where a token ends inside a character, for which the server gives none.
+    """
 
     tokens: list[int]
-    logprobs: list[float]
+    logprobs: list[float] | None
 
 
 def available() -> bool:
@@ -111,7 +114,7 @@ def greedy(
     context = length + n + 64
     body = {"prompt": given, "n": n}
     answer = _run("greedy", path, context=context, timeout=timeout, body=body, threads=threads)
-    return Continuation(list(answer["tokens"]), list(answer["logprobs"]))
+    return Continuation(list(answer["tokens"]), answer["logprobs"])
 
 
 def speed(

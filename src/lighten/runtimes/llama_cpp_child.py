@@ -12,6 +12,7 @@ import resource
 import secrets
 import sys
 import time
+import urllib.error
 import urllib.request
 from typing import Any
 
@@ -64,12 +65,23 @@ class Session:
         self.server = xllamacpp.Server(params)
         self.load_seconds = time.perf_counter() - begin
 
-    def facts(self) -> dict[str, Any]:
-        """What the server says about the model: n_vocab, n_ctx_train, n_params, size (bytes)."""
+    def http(self, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
+        """One call of the server's own interface, which says more than the wheel's functions."""
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
         opener.addheaders = [("Authorization", f"Bearer {self.key}")]
-        with opener.open(self.server.listening_address + "/v1/models", timeout=30) as answer:
-            facts: dict[str, Any] = json.load(answer)["data"][0]["meta"]
+        data = None if body is None else json.dumps(body).encode()
+        kind = {"Content-Type": "application/json"}
+        call = urllib.request.Request(self.server.listening_address + path, data, kind)
+        try:
+            with opener.open(call) as answer:
+                found: dict[str, Any] = json.load(answer)
+        except urllib.error.HTTPError as error:
+            raise Refused(json.load(error)["error"]["message"]) from error
+        return found
+
+    def facts(self) -> dict[str, Any]:
+        """What the server says about the model: n_vocab, n_ctx_train, n_params, size (bytes)."""
+        facts: dict[str, Any] = self.http("/v1/models")["data"][0]["meta"]
         return facts
 
     def ask(self, body: dict[str, Any], chat: bool = False) -> dict[str, Any]:
@@ -102,10 +114,13 @@ def complete(request: dict[str, Any]) -> dict[str, Any]:
 
 def greedy(request: dict[str, Any]) -> dict[str, Any]:
     session = Session(request)
-    body = {"max_tokens": request["n"], "temperature": 0.0, "n_probs": 1, "ignore_eos": True}
-    answer = session.ask({"prompt": request["prompt"], **body})
-    content = (answer["choices"][0].get("logprobs") or {}).get("content") or []
-    return {"tokens": [c["id"] for c in content], "logprobs": [c["logprob"] for c in content]}
+    body = {"prompt": request["prompt"], "n_predict": request["n"], "temperature": 0.0}
+    more = {"n_probs": 1, "return_tokens": True, "ignore_eos": True, "cache_prompt": False}
+    answer = session.http("/completion", body | more)
+    seen = answer.get("completion_probabilities", [])
+    # The server leaves out tokens that end inside a character: then none can be told apart.
+    whole = [c["id"] for c in seen] == answer["tokens"]
+    return {"tokens": answer["tokens"], "logprobs": [c["logprob"] for c in seen] if whole else None}
 
 
 def speed(request: dict[str, Any]) -> dict[str, Any]:
