@@ -43,7 +43,7 @@ def show(facts: Any, as_json: bool = False) -> None:
             line = Text(f"{label(key):{width}}  {quantity(key, value)}")
             console.print(line, soft_wrap=True)
     if columns:
-        console.print(_side_by_side(columns))
+        console.print(render(columns))
     for key, value in facts.items():
         if isinstance(value, (list, tuple)) and key not in _LAST and value:
             console.print(_rows(key, value))
@@ -115,17 +115,36 @@ def _interval(value: Any) -> bool:
     return isinstance(value, Mapping) and {"value", "low", "high"} <= value.keys()
 
 
-def _side_by_side(columns: Mapping[str, Mapping[str, Any]]) -> Table:
-    """One column a name, one row a quantity; quantities in the order of their first column."""
+def render(columns: Mapping[str, Mapping[str, Any]]) -> Table:
+    """One column a name, one row a quantity; quantities in the order of their first column.
+
+    Two columns, such as `before` and `after`, get a third: the second over the first.
+    """
     keys = list(dict.fromkeys(key for column in columns.values() for key in column))
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("")
     for name in columns:
         table.add_column(label(name), justify="right")
+    if len(columns) == 2:
+        table.add_column("ratio", justify="right")
     for key in keys:
-        cells = (quantity(key, column[key]) if key in column else "" for column in columns.values())
+        values = [column.get(key) for column in columns.values()]
+        cells = ["" if key not in c else quantity(key, c[key]) for c in columns.values()]
+        if len(columns) == 2:
+            cells.append(_ratio(*values))
         table.add_row(Text(label(key)), *map(Text, cells))
     return table
+
+
+def _ratio(first: Any, second: Any) -> str:
+    """The second over the first, empty where that is no number.
+
+    >>> _ratio(98_000_000, 80_000_000), _ratio(None, 3), _ratio(0, 3)
+    ('0.816x', '', '')
+    """
+    a, b = (v["value"] if _interval(v) else v for v in (first, second))
+    numbers = all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in (a, b))
+    return f"{b / a:.3g}x" if numbers and a else ""
 
 
 def _rows(title: str, rows: Sequence[Any]) -> Table:
