@@ -144,6 +144,9 @@ class IntGroup:
         level = codes.float().sub_(self._zero(grid, start, codes.shape[1]))
         return level.mul_(self._columns(grid["scale"], start, codes.shape[1]))
 
+    def settle(self, part: str, value: Tensor) -> Tensor:
+        return _half(value) if part == "scale" else value.round().clamp_(0, self.high)
+
     def _zero(self, grid: Grid, start: int, count: int) -> Tensor | float:
         return self.middle if self.symmetric else self._columns(grid["zero"], start, count)
 
