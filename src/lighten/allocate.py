@@ -1,17 +1,18 @@
 """Candidates x budget -> Plan: one candidate per unit, the least sum of errors within the bytes.
 
-Errors of units are taken to add up, so this is a multiple-choice knapsack, solved to the optimum
-by the HiGHS solver in scipy.
+Errors of units are taken to add up, so this is a multiple-choice knapsack, solved to the optimum.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import groupby
 
 import numpy as np
 
-from lighten.errors import BadOutput, ImpossibleBudget
+from lighten.errors import ImpossibleBudget
+from lighten.knapsack import Options, knapsack
 from lighten.types import Candidate, Plan
 
 
@@ -25,13 +26,11 @@ def allocate(candidates: Sequence[Candidate], limit: int, fixed: int = 0) -> Pla
     least = sum(min(_bytes(c) for c in unit) for unit in units)
     if least > room:
         raise ImpossibleBudget(
-            f"{limit / 1e6:,.2f} MB cannot be met: the smallest file that the candidates make"
-            f" has {(least + fixed) / 1e6:,.2f} MB ({fixed / 1e6:,.2f} MB of it are not weights)",
-            f"ask for {(least + fixed) / 1e6:,.1f}MB or more, or prune the model first",
+            f"{_size(limit)} cannot be met: the smallest file that the candidates make"
+            f" has {_size(least + fixed)} ({_size(fixed)} of it are not weights)",
+            f"ask for {_enough(least + fixed)} or more, or prune the model first",
         )
-    flat = [c for unit in units for c in unit]
-    chosen = _solve(units, [c.error for c in flat], [_bytes(c) for c in flat], room)
-    return assemble(chosen, fixed)
+    return assemble(_solve(units, _error, _bytes, room), fixed)
 
 
 def allocate_error(candidates: Sequence[Candidate], error: float, fixed: int = 0) -> Plan:
@@ -43,9 +42,7 @@ def allocate_error(candidates: Sequence[Candidate], error: float, fixed: int = 0
             f"no candidates lose as little as {error:g} nats; the best are predicted {least:g}",
             "allow a larger --max-kld",
         )
-    flat = [c for unit in units for c in unit]
-    chosen = _solve(units, [_bytes(c) for c in flat], [c.error for c in flat], error)
-    return assemble(chosen, fixed)
+    return assemble(_solve(units, _bytes, _error, error), fixed)
 
 
 def assemble(chosen: Iterable[Candidate], fixed: int = 0) -> Plan:
@@ -115,31 +112,32 @@ def _frontier(unit: list[Candidate]) -> list[Candidate]:
 
 
 def _solve(
-    units: list[list[Candidate]], cost: list[float], weight: list[float], room: float
+    units: Sequence[Sequence[Candidate]],
+    cost: Callable[[Candidate], float],
+    weight: Callable[[Candidate], float],
+    room: float,
 ) -> list[Candidate]:
-    """Least cost, one of each unit, total weight <= room."""
-    from scipy.optimize import Bounds, LinearConstraint, milp
-    from scipy.sparse import coo_array
+    """Least total cost, one of each unit, total weight <= room."""
+    options = [
+        Options(np.array([cost(c) for c in unit]), np.array([weight(c) for c in unit]))
+        for unit in units
+    ]
+    return [unit[i] for unit, i in zip(units, knapsack(options, room), strict=True)]
 
-    sizes = [len(unit) for unit in units]
-    rows = np.repeat(np.arange(len(units)), sizes)
-    one = coo_array((np.ones(len(rows)), (rows, np.arange(len(rows)))), (len(units), len(rows)))
-    # both rows in units near 1: HiGHS has absolute tolerances
-    scale = max(max(cost), 1e-30) / 1000
-    found = milp(
-        np.asarray(cost) / scale,
-        constraints=[
-            LinearConstraint(one.tocsc(), 1, 1),
-            LinearConstraint(np.asarray(weight)[None] / room, -np.inf, 1.0),
-        ],
-        integrality=np.ones(len(rows)),
-        bounds=Bounds(0, 1),
-        options={"mip_rel_gap": 1e-7, "time_limit": 120},
-    )
-    if found.x is None:
-        raise BadOutput(f"the allocator found no plan: {found.message}", "please report this")
-    flat = [c for unit in units for c in unit]
-    return [c for c, x in zip(flat, found.x, strict=True) if x > 0.5]
+
+def _error(candidate: Candidate) -> float:
+    return candidate.error
+
+
+def _size(nbytes: float) -> str:
+    return f"{nbytes / 1e6:,.2f} MB" if abs(nbytes) >= 1e7 else f"{nbytes / 1e3:,.1f} kB"
+
+
+def _enough(nbytes: float) -> str:
+    """The size rounded up, as a budget is written."""
+    if nbytes >= 1e7:
+        return f"{math.ceil(nbytes / 1e5) / 10}MB"
+    return f"{math.ceil(nbytes / 100) / 10}kB"
 
 
 def _bytes(candidate: Candidate) -> float:
