@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lighten.errors import BadInput
 from lighten.types import Format, Grid
 
 DAMP = 0.02
@@ -37,7 +38,15 @@ class Factor:
 
     @classmethod
     def of(cls, hessian: Tensor, damp: float = DAMP) -> Factor:
-        """Damp H and factorise; where H is near singular the damping grows until it succeeds."""
+        """Damp H and factorise; where H is near singular the damping grows until it succeeds.
+
+        Raises BadInput where H is not finite.
+        """
+        if not bool(torch.isfinite(hessian).all()):
+            raise BadInput(
+                f"a layer's {hessian.shape[0]} inputs hold NaN or infinite values on this text",
+                "the model overflows: is it damaged, or was it trained otherwise than it is run?",
+            )
         mean = hessian.diagonal().mean().clamp(min=1e-12)
         eye = torch.eye(hessian.shape[0], dtype=hessian.dtype, device=hessian.device)
         while True:
