@@ -184,9 +184,11 @@ class Moment:
 
     PANEL = 384
 
-    def __init__(self) -> None:
+    def __init__(self, blocks: tuple[int, ...] = ()) -> None:
         self.n = 0
         self.sum: Tensor | None = None
+        self.blocks = blocks
+        self.peaks: dict[int, Tensor] = {}
 
     def add(self, x: Tensor) -> None:
         """x: (..., in)."""
@@ -195,6 +197,10 @@ class Moment:
         if self.sum is None:
             self.sum = torch.zeros(width, width, device=x.device)
         self.n += x.shape[0]
+        for block in self.blocks:
+            if width % block == 0:
+                peak = x.abs().view(-1, width // block, block).amax(-1).square_().sum(0)
+                self.peaks[block] = self.peaks.get(block, torch.zeros_like(peak)) + peak
         for i in range(0, width, self.PANEL):
             rows = slice(i, min(i + self.PANEL, width))
             self.sum[rows, i:].addmm_(x[:, rows].T, x[:, i:])
@@ -204,20 +210,24 @@ class Moment:
         upper = self.sum.triu_() / max(self.n, 1)
         hessian = upper + upper.triu(1).T
         self.sum = None
-        return Stats(self.n, hessian)
+        peaks = {block: peak / max(self.n, 1) for block, peak in self.peaks.items()}
+        return Stats(self.n, hessian, peaks=peaks or None)
 
 
 @contextmanager
 def hessians(
-    block: nn.Module, prefix: str, layers: list[Layer]
-) -> Iterator[dict[str, Moment]]:  # fmt: skip
-    """While open, sums the inputs of the layers of `block`: one Moment per distinct input."""
+    block: nn.Module, prefix: str, layers: list[Layer], blocks: tuple[int, ...] = ()
+) -> Iterator[dict[str, Moment]]:
+    """While open, sums the inputs of the layers of `block`: one Moment per distinct input.
+
+    blocks: sizes of blocks of inputs whose peaks are wanted (Stats.peaks).
+    """
     sums: dict[str, Moment] = {}
     handles = []
     for layer in layers:
         if layer.shares in sums:
             continue
-        total = sums[layer.shares] = Moment()
+        total = sums[layer.shares] = Moment(blocks)
         module = block.get_submodule(submodule(layer.name, prefix))
         handles.append(
             module.register_forward_pre_hook(lambda _, args, total=total: total.add(args[0]))

@@ -26,11 +26,14 @@ def candidates(
     specs: Sequence[Spec],
     nbytes: Mapping[str, int],
     factor: Factor | None = None,
+    rounds: Mapping[str, int | None] | None = None,
 ) -> list[Candidate]:
     """One candidate per spec; error in nats of KL divergence per token (lighten.sensitivity).
 
-    weight: (out, in). nbytes: spec as text -> bytes in the exported file. Large matrices are
-    judged by an even sample of their rows.
+    weight: (out, in). nbytes: spec as text -> bytes in the exported file. rounds: spec as text ->
+    how many inputs share a scale where the runtime rounds them (Exporter.rounds_inputs): what that
+    costs counts too, for no choice of codes can mend it. Large matrices are judged by an even
+    sample of their rows.
     """
     importance = (factor or Factor.of(stats.hessian)).importance
     rows = _sample(weight.shape[0], weight.device)
@@ -45,9 +48,18 @@ def candidates(
             delta = part - fmt.decode(fmt.encode(part, grid), grid)
             per_row = (delta.square() * importance).sum(1)
             error = 0.5 * total * float((per_row * minds).sum() / minds.sum())
+        block = (rounds or {}).get(str(spec))
+        if block and stats.peaks and block in stats.peaks:
+            per_row = part.square() @ _rounding(stats.peaks[block], block, part)
+            error += 0.5 * total * float((per_row * minds).sum() / minds.sum())
         cost = {"bytes": float(nbytes[str(spec)])}
         found.append(Candidate(layer.name, {layer.name: str(spec)}, error, cost))
     return found
+
+
+def _rounding(peaks: Tensor, block: int, like: Tensor) -> Tensor:
+    """(in,): mean square error of inputs rounded to -127..127 times their block's peak / 127."""
+    return (peaks.to(like) / (127**2 * 12)).repeat_interleave(block)
 
 
 def _sample(rows: int, device: torch.device) -> Tensor:

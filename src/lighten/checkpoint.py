@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from lighten import layers
+from lighten.containers import gguf_vocab
 from lighten.errors import BadInput
 from lighten.registry import families
 from lighten.tensors import LazyTensor, read_bytes
@@ -244,7 +245,7 @@ def tokenizer(model: Model) -> Any:
     gguf = model.path.name if model.kind == "gguf" else None
     folder = str(model.path.parent if gguf else model.path)
     try:
-        return AutoTokenizer.from_pretrained(
+        found = AutoTokenizer.from_pretrained(
             folder, gguf_file=gguf, trust_remote_code=model.trust_remote_code
         )
     except Exception as error:  # damaged tokenizer files fail in many ways
@@ -252,6 +253,9 @@ def tokenizer(model: Model) -> Any:
             f"transformers cannot read the tokenizer of {model.source}: {error}",
             "a model folder needs tokenizer.json (or tokenizer.model) beside its weights",
         ) from error
+    if model.gguf is not None and model.gguf.metadata.get("tokenizer.ggml.model") == "gpt2":
+        gguf_vocab.restore_pre_tokenizer(found, str(model.gguf.metadata.get("tokenizer.ggml.pre")))
+    return found
 
 
 def digest(model: Model) -> str:

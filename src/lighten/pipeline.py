@@ -28,6 +28,7 @@ from lighten.results import results
 from lighten.run import Run, default_folder
 from lighten.sensitivity import sensitivities
 from lighten.solve import Weights, solve
+from lighten.sweep import Factor
 from lighten.types import Budget, Candidate, Layer, Plan, Spec, Stats
 from lighten.verify import verify
 
@@ -171,9 +172,16 @@ def _candidates(job: Job) -> list[Candidate]:
     rows = []
     sample = job.calibration[:SENSITIVITY_WINDOWS]
     with stage("sensitivity", 2 * len(model.blocks) + 1, "blocks") as tick:
+        factors: dict[int, Factor] = {}
         for layer, stats in sensitivities(Stream(model, sample), job.seed, tick):
+            if id(stats.hessian) not in factors:  # layers that see the same input come in a row
+                factors = {id(stats.hessian): Factor.of(stats.hessian)}
             sizes = {str(s): job.exporter.layer_bytes(model, layer, s) for s in specs[layer.name]}
-            rows += candidates(layer, model.weight(layer), stats, specs[layer.name], sizes)
+            rows += candidates(
+                layer, model.weight(layer), stats, specs[layer.name], sizes,
+                factors[id(stats.hessian)],
+                {str(s): job.exporter.rounds_inputs(model, layer, s) for s in specs[layer.name]},
+            )  # fmt: skip
             if layer.block is None:
                 parts = {
                     "hessian": stats.hessian, "gradient": stats.gradient,

@@ -140,6 +140,11 @@ def moments(
     return Moments(error, cross, t.mul_(level).sum(0), first, total if offset is not None else zero)
 
 
+def half(t: Tensor) -> Tensor:
+    """t as float16 stores it (nearest even, saturated), in float32."""
+    return t.clamp(-65504.0, 65504.0).half().float()
+
+
 def divide(a: Tensor, b: Tensor) -> Tensor:
     """a / b for b >= 0, and 0 where b is 0."""
     return (a / b).masked_fill_(b == 0, 0.0)
@@ -151,19 +156,23 @@ def refit_scale(scale: Tensor, mo: Moments) -> tuple[Tensor, Tensor]:
     return scale * (1 - step), scale * scale * (mo.error - step * mo.cross).clamp_(min=0)
 
 
-def refit_affine(scale: Tensor, minimum: Tensor, w_sum: Tensor, mo: Moments) -> tuple[Tensor, ...]:
-    """Scale and min >= 0 that are best for these levels, and their squared error."""
+def refit_affine(
+    scale: Tensor, minimum: Tensor, w_sum: Tensor, mo: Moments, signed: bool = False
+) -> tuple[Tensor, ...]:
+    """Scale and min (>= 0 unless signed) best for these levels, and their squared error."""
     product = mo.square * w_sum
     spread = product - mo.total * mo.total
     flat = spread <= 1e-6 * product  # all levels alike: only the min can be told
     shift = (mo.cross * mo.total - mo.first * mo.square) / spread
     shift = torch.where(flat, -mo.first / w_sum, shift)
-    shift = torch.minimum(shift, minimum * reciprocal(scale))  # min stays >= 0
+    if not signed:
+        shift = torch.minimum(shift, minimum * reciprocal(scale))  # min stays >= 0
     slope = torch.addcmul(mo.cross, shift, mo.total)
     step = (slope / mo.square).masked_fill_(flat, 0.0)
     error = mo.error + shift * (2 * mo.first + shift * w_sum)
     error += step * (step * mo.square - 2 * slope)
-    return scale * (1 - step), (minimum - scale * shift).clamp_(min=0), scale * scale * error
+    minimum = minimum - scale * shift
+    return scale * (1 - step), minimum if signed else minimum.clamp_(min=0), scale * scale * error
 
 
 def moments_of_each(
@@ -204,27 +213,30 @@ def search_affine(
     tries: Sequence[tuple[float, float]],
     rounds: int,
     work: Work,
+    signed: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """The best scale and min >= 0 (groups,) found, for levels 0..high.
+    """The best scale and min (groups,) found, for levels 0..high; min >= 0 unless signed.
 
     tries: (share of the range max - min that the levels span, share of the rest cut off below).
     """
-    low = x.amin(0).clamp_(max=0)
+    low = x.amin(0) if signed else x.amin(0).clamp_(max=0)
     width = x.amax(0) - low
     w_sum = w.sum(0)
     share = torch.tensor([f for f, _ in tries], device=x.device)[:, None]
     below = torch.tensor([(1 - f) * t for f, t in tries], device=x.device)[:, None]
-    scales, mins = width * (share / levels.high), (-low - width * below).clamp_(min=0)
+    scales, mins = width * (share / levels.high), -low - width * below
+    if not signed:
+        mins.clamp_(min=0)
     inverse = reciprocal(scales)
     mo = moments_of_each(x, w, inverse, mins * inverse, levels, work)
-    scales, mins, errors = refit_affine(scales, mins, w_sum, mo)
+    scales, mins, errors = refit_affine(scales, mins, w_sum, mo, signed)
     error, at = least(errors)
     best = scales.gather(0, at)[0], mins.gather(0, at)[0]
     for _ in range(rounds):
         scale, minimum = best
         inverse = reciprocal(scale)
         mo = moments(x, w, inverse, minimum * inverse, levels, work)
-        scale, minimum, e = refit_affine(scale, minimum, w_sum, mo)
+        scale, minimum, e = refit_affine(scale, minimum, w_sum, mo, signed)
         better = e < error
         best = torch.where(better, scale, best[0]), torch.where(better, minimum, best[1])
         error = torch.where(better, e, error)

@@ -14,8 +14,8 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from pathlib import Path
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,6 +25,8 @@ from lighten.calibrate import Moment, Stream, hessians, submodule
 from lighten.types import Layer, Stats
 
 _SLICE = 64_000_000  # bytes of logits in flight
+PEAKS = (32, 256)
+"""Blocks of inputs whose peaks are noted: those that llama.cpp rounds with one scale."""
 
 
 def sensitivities(
@@ -36,9 +38,10 @@ def sensitivities(
     at its beginning, and is used up.
     """
     layers = stream.model.layers
-    with _inputs_on_disk(stream) as inputs:
+    with tempfile.TemporaryFile(prefix="lighten-") as file:
+        inputs = _Inputs(file)
         for index in stream:
-            inputs[index] = stream.hidden.numpy()
+            inputs.put(index, stream.hidden)
             stream.advance(index, stream.load(index))
             tick()
         above, outer = _head(stream, seed)
@@ -46,7 +49,7 @@ def sensitivities(
         for index in reversed(range(len(stream))):
             block = stream.load(index)
             mine = [layer for layer in layers if layer.block == index]
-            hidden = torch.from_numpy(np.array(inputs[index]))
+            hidden = inputs.get(index, stream.hidden)
             above, found = _block(stream, index, block, mine, hidden, above)
             stream.model.empty(block)
             yield from found
@@ -54,12 +57,22 @@ def sensitivities(
     yield from _outside(stream, layers, outer, above)
 
 
-@contextmanager
-def _inputs_on_disk(stream: Stream) -> Iterator[np.memmap]:
-    """A temporary array (blocks, windows, length, width) float32."""
-    shape = (len(stream), *stream.hidden.shape)
-    with tempfile.TemporaryDirectory(prefix="lighten-") as folder:
-        yield np.memmap(Path(folder) / "inputs.f32", np.float32, "w+", shape=shape)
+class _Inputs:
+    """The hidden states at the input of each block, in a temporary file; one block in memory."""
+
+    def __init__(self, file: Any) -> None:
+        self.file = file
+
+    def put(self, index: int, hidden: Tensor) -> None:
+        data = hidden.contiguous().numpy()
+        self.file.seek(index * data.nbytes)
+        self.file.write(data.data)
+
+    def get(self, index: int, like: Tensor) -> Tensor:
+        data = np.empty(like.shape, np.float32)
+        self.file.seek(index * data.nbytes)
+        self.file.readinto(data.data)
+        return torch.from_numpy(data)
 
 
 def _head(stream: Stream, seed: int) -> tuple[Tensor, tuple[Tensor, Stats]]:
@@ -70,7 +83,7 @@ def _head(stream: Stream, seed: int) -> tuple[Tensor, tuple[Tensor, Stats]]:
     weight, bias = stream.head
     generator = torch.Generator(weight.device).manual_seed(seed)
     spread = torch.zeros(weight.shape[0], device=weight.device)
-    inputs, n = Moment(), 0
+    inputs, n = Moment(PEAKS), 0
     above = torch.empty_like(stream.hidden)
     rows = max(1, _SLICE // (4 * weight.shape[0]))
     for which, batch in stream.batches():
@@ -125,7 +138,7 @@ def _block(
             )
         )
     below = torch.empty_like(hidden)
-    with hessians(block, prefix, layers) as sums:
+    with hessians(block, prefix, layers, PEAKS) as sums:
         for start in range(0, len(hidden), stream.batch):
             which = slice(start, start + stream.batch)
             x = hidden[which].to(stream.device).requires_grad_(True)
@@ -140,7 +153,7 @@ def _block(
     for layer in layers:
         base = stats[layer.shares]
         gradient = squares[layer.name] / counts[layer.name]
-        found.append((layer, Stats(base.n, base.hessian, gradient=gradient)))
+        found.append((layer, replace(base, gradient=gradient)))
     return below, found
 
 
@@ -170,11 +183,13 @@ def _outside(
         if layer.kind == "embedding":
             yield layer, Stats(ids.numel(), torch.diag(minds), frequency=count)
         elif layer.kind == "head":
-            yield layer, Stats(head.n, head.hessian, gradient=spread)
+            yield layer, replace(head, gradient=spread)
         elif layer.kind == "embedding+head":
-            # one matrix for both uses: what a typical row's error costs in either
-            mixed = spread.sum().cpu() * head.hessian.cpu() + torch.diag(minds)
-            share = (spread.cpu() + count) / (spread.sum().cpu() + 1)
-            yield layer, Stats(head.n, mixed / (spread.sum().cpu() + 1), gradient=share)
+            # one matrix for both uses: shares of rows add up to 1, H says what all of them cost
+            total = spread.sum().cpu()
+            share = (spread.cpu() + count) / (total + 1)
+            peaks = {block: peak.cpu() * total for block, peak in (head.peaks or {}).items()}
+            mixed = total * head.hessian.cpu() + torch.diag(minds)
+            yield layer, Stats(head.n, mixed, gradient=share, peaks=peaks)
         else:
             yield layer, head

@@ -36,6 +36,9 @@ class Weights(Mapping[str, Compressed]):
     def __len__(self) -> int:
         return len(self.specs)
 
+    def __contains__(self, name: object) -> bool:
+        return name in self.specs  # solved or not
+
     def __getitem__(self, name: str) -> Compressed:
         return self.once(name, _missing)
 

@@ -97,6 +97,8 @@ class Stats:
     hessian: (in, in), X Xᵀ / n. low, high: range of the inputs. gradient: (out,), mean square of
     the loss gradient at each output, in nats² per unit² (the diagonal of the Fisher matrix).
     frequency: (out,), for embeddings: how often each row was looked up, as a share of n.
+    peaks: block -> (in / block,), mean square of the largest magnitude in each block of inputs, for
+    runtimes that round inputs to 8 bits block by block.
     """
 
     n: int
@@ -105,6 +107,7 @@ class Stats:
     high: Tensor | None = None
     gradient: Tensor | None = None
     frequency: Tensor | None = None
+    peaks: Mapping[int, Tensor] | None = None
 
 
 class Format(Protocol):
@@ -204,6 +207,9 @@ class Exporter(Protocol):
 
     def layer_bytes(self, model: Any, layer: Layer, spec: Spec) -> int:
         """Bytes that a layer adds to the output."""
+
+    def rounds_inputs(self, model: Any, layer: Layer, spec: Spec) -> int | None:
+        """How many inputs share a scale where the runtime rounds them to 8 bits, or None."""
 
     def notes(self, model: Any) -> tuple[str, ...]:
         """What a reader of the output should know."""

@@ -54,6 +54,9 @@ class CompressedTensors:
             return "compressed-tensors packs nn.Linear; this model's weights are stored (in, out)"
         return None
 
+    def rounds_inputs(self, model: Any, layer: Layer, spec: Spec) -> int | None:
+        return None
+
     def notes(self, model: Any) -> tuple[str, ...]:
         return ("embeddings stay dense; vLLM wants one format for q, k and v, and for gate and up",)
 

@@ -116,6 +116,15 @@ class Gguf:
             type_ = _F16  # BF16 is as long
         return pad(TensorInfo(layer.name, layer.shape, type_).nbytes)
 
+    def rounds_inputs(self, model: Any, layer: Layer, spec: Spec) -> int | None:
+        # *Source:* llama.cpp, ggml-cpu.c, type_traits_cpu (vec_dot_type of each type)
+        format = spec.format
+        if format is None:
+            format = model.tensors[layer.name].stored.lower() if model.kind == "gguf" else "f16"
+        if layer.kind in ("embedding", "positions") or format in ("f16", "bf16", "f32"):
+            return None
+        return container.block_layout(_type(format))[0]
+
     def _is_positions(self, model: Any, layer: Layer) -> bool:
         return model.family is not None and _gguf_name(model, layer.name) == _POSITIONS
 

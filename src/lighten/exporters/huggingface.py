@@ -33,6 +33,9 @@ class HuggingFace:
     def refuses(self, model: Any) -> str | None:
         return None
 
+    def rounds_inputs(self, model: Any, layer: Layer, spec: Spec) -> int | None:
+        return None
+
     def notes(self, model: Any) -> tuple[str, ...]:
         return ("dense weights: the folder is as large as the model was",)
 

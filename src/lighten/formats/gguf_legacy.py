@@ -14,26 +14,45 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lighten.errors import BadInput
+from lighten.formats.gguf_iq4_xs import LEVELS, Table
 from lighten.registry import formats
-from lighten.rounding import fit_scale, fit_scale_min, half
+from lighten.scale_search import (
+    Consecutive,
+    Levels,
+    Work,
+    checked,
+    half,
+    moments,
+    over_chunks,
+    reciprocal,
+    search_affine,
+    search_scale,
+)
 from lighten.types import Grid, tensor_bytes
 
 BLOCK = 32
-IQ4_NL_LEVELS = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
+HALF_MAX = 65504.0
 
 
 @dataclass(frozen=True)
 class Block32:
-    """One of the six types. code_bits: 4, 5 or 8; has_min: w = scale * code + min, codes from 0."""
+    """One of the six types. code_bits: 4, 5 or 8. has_min: w = scale * code + min, codes from 0.
+
+    uneven: the 16 levels of IQ4_NL.
+    """
 
     name: str
     code_bits: int
     has_min: bool = False
-    levels: tuple[int, ...] | None = None
+    uneven: bool = False
     block: int = BLOCK
     sub: int = BLOCK
     step: int = 1
+
+    @property
+    def top(self) -> int:
+        """The level of the last code, likewise."""
+        return (1 << self.code_bits) - 1 + self.low
 
     @property
     def low(self) -> int:
@@ -49,66 +68,51 @@ class Block32:
         return None
 
     # -- numbers -------------------------------------------------------------------------------
-    def nearest(self, x: Tensor) -> Tensor:
-        """The nearest level to each x, which is in units of the scale."""
-        if self.levels is None:
-            high = (1 << self.code_bits) - 1 + self.low
-            return x.round().clamp_(max(self.low, -127), high)
-        table = torch.tensor(self.levels, dtype=x.dtype, device=x.device)
-        return table[_bucket(x, table)]
-
     def fit(self, w: Tensor, importance: Tensor | None = None) -> Grid:
-        if not torch.isfinite(w).all():
-            raise BadInput(f"{self.name} cannot store NaN or infinite weights", "mend the model")
-        x = w.reshape(-1, BLOCK)
-        if importance is None:
-            weight = torch.ones_like(x)
-        else:
-            weight = importance.to(x).expand(w.shape).reshape(-1, BLOCK)
-            # a block that no calibration input reaches is fitted as if all its columns counted
-            weight = torch.where(weight.sum(1, keepdim=True) > 0, weight, torch.ones_like(weight))
+        """scale (and min) (out, blocks); raises BadInput."""
+        checked(self.name, w, importance, HALF_MAX * max(self.top, -self.low))
+        search = self._line if self.has_min else self._ray
+        found = over_chunks(search, w, importance, BLOCK, BLOCK, len(_TRIES[self.name]))
         shape = (w.shape[0], w.shape[1] // BLOCK)
-        if self.has_min:
-            top = (1 << self.code_bits) - 1
-            tries = top + torch.linspace(-0.25 * top**0.5, 1.0, 14)
-            scale, minimum = fit_scale_min(x, weight, top, tries)
-            scale = half(scale)
-            code = ((x - minimum[:, None]) / torch.where(scale == 0, 1e-30, scale)[:, None]).round()
-            code.clamp_(0, top)  # the min takes up what rounding the scale has moved
-            total = weight.sum(1)
-            minimum = (weight * (x - scale[:, None] * code)).sum(1) / total
-            return {"scale": scale.view(shape), "min": half(minimum).view(shape)}
-        return {"scale": fit_scale(x, weight, self.nearest, self._tries()).view(shape)}
+        names = ("scale", "min") if self.has_min else ("scale",)
+        return {name: t.view(shape) for name, t in zip(names, found, strict=True)}
 
-    def _tries(self) -> Tensor:
-        """Levels that the largest magnitude of a block may be put on."""
-        if self.levels is not None:
-            tries = torch.linspace(95, 165, 15)
-        else:
-            top = 1 << (self.code_bits - 1)
-            spread = 0.55 * top**0.5
-            tries = torch.linspace(top - 0.3 - spread, top + 0.4 + 0.3 * spread, 12)
-            if self.code_bits == 8:
-                return torch.linspace(125.5, 128.5, 7)
-        return torch.cat([tries, -tries])
+    def _ray(self, x: Tensor, imp: Tensor) -> tuple[Tensor]:
+        """Scales for x (32, blocks)."""
+        scale = search_scale(x, imp, self._levels, _TRIES[self.name], 2, Work.like(x))
+        return (half(scale),)
+
+    def _line(self, x: Tensor, imp: Tensor) -> tuple[Tensor, Tensor]:
+        """Scales and mins for x (32, blocks); the min takes up what rounding the scale moves."""
+        work, levels = Work.like(x), Consecutive(0, self.top)
+        clips = _CLIPS[self.code_bits]
+        scale, minus = search_affine(x, imp, levels, clips, 2, work, signed=True)
+        scale = half(scale)
+        inverse = reciprocal(scale)
+        mo = moments(x, imp, inverse, minus * inverse, levels, work)
+        minus = minus + scale * mo.first / imp.sum(0)
+        flat = inverse == 0
+        return scale, half(torch.where(flat, (imp * x).sum(0) / imp.sum(0), -minus))
+
+    @property
+    def _levels(self) -> Levels:
+        return _TABLE if self.uneven else Consecutive(max(self.low, -127), self.top)
 
     def encode(self, w: Tensor, grid: Grid, start: int = 0) -> Tensor:
-        scale = _columns(grid["scale"], start, w.shape[1])
-        safe = torch.where(scale == 0, torch.full_like(scale, 1e-30), scale)
+        inverse = _columns(reciprocal(grid["scale"]), start, w.shape[1])
         if self.has_min:
-            x = (w - _columns(grid["min"], start, w.shape[1])) / safe
-            return x.round_().clamp_(0, (1 << self.code_bits) - 1).to(torch.uint8)
-        x = torch.where(scale == 0, torch.zeros_like(w), w / safe)
-        if self.levels is not None:
-            table = torch.tensor(self.levels, dtype=x.dtype, device=x.device)
-            return _bucket(x, table).to(torch.uint8)
-        return (self.nearest(x) - self.low).to(torch.uint8)
+            w = w - _columns(grid["min"], start, w.shape[1])
+        u = w * inverse
+        if self.uneven:
+            return _TABLE.code(u)
+        low = max(self.low, -127)
+        return u.round_().clamp_(low, self.top).sub_(self.low).to(torch.uint8)
 
     def decode(self, codes: Tensor, grid: Grid, start: int = 0) -> Tensor:
         scale = _columns(grid["scale"], start, codes.shape[1])
-        if self.has_min:
-            return scale * codes.float() + _columns(grid["min"], start, codes.shape[1])
-        return scale * self.level(codes)
+        level = self.level(codes)
+        level.mul_(scale)
+        return level.add_(_columns(grid["min"], start, codes.shape[1])) if self.has_min else level
 
     def settle(self, part: str, value: Tensor) -> Tensor:
         return half(value)
@@ -118,9 +122,10 @@ class Block32:
 
     def level(self, codes: Tensor) -> Tensor:
         """Codes -> levels, float32."""
-        if self.levels is None:
-            return codes.float() + self.low
-        return torch.tensor(self.levels, device=codes.device, dtype=torch.float32)[codes.long()]
+        if not self.uneven:
+            return codes.float().add_(self.low)
+        table = torch.tensor(LEVELS, device=codes.device, dtype=torch.float32)
+        return table[codes.long()]
 
     # -- bytes ---------------------------------------------------------------------------------
     def pack(self, codes: Tensor, grid: Grid) -> dict[str, Tensor]:
@@ -172,9 +177,24 @@ def _columns(per_block: Tensor, start: int, count: int) -> Tensor:
     return per_block[:, index]
 
 
-def _bucket(x: Tensor, table: Tensor) -> Tensor:
-    return torch.bucketize(x, (table[1:] + table[:-1]) / 2)
-
+# levels on which the largest magnitude of a block may fall
+_Q4 = [*torch.linspace(6.2, 9.2, 9).tolist()]
+_Q5 = [*torch.linspace(13.6, 17.2, 7).tolist()]
+_IQ4 = torch.linspace(95, 165, 12).tolist()
+_TRIES = {
+    "q4_0": _Q4 + [-t for t in _Q4],
+    "q5_0": _Q5 + [-t for t in _Q5],
+    "q8_0": torch.linspace(125.6, 128.2, 5).tolist(),
+    "iq4_nl": _IQ4 + [-t for t in _IQ4],
+    "q4_1": [0.0] * 15,
+    "q5_1": [0.0] * 12,
+}
+# share of the range max - min that the levels span, and share of the rest cut off below
+_CLIPS = {
+    4: [(f, t) for f in torch.linspace(0.78, 1.02, 5).tolist() for t in (0.0, 0.5, 1.0)],
+    5: [(f, t) for f in torch.linspace(0.86, 1.02, 4).tolist() for t in (0.0, 0.5, 1.0)],
+}
+_TABLE = Table.of(LEVELS)
 
 for _entry in (
     Block32("q4_0", 4),
@@ -182,6 +202,6 @@ for _entry in (
     Block32("q5_0", 5),
     Block32("q5_1", 5, has_min=True),
     Block32("q8_0", 8),
-    Block32("iq4_nl", 4, levels=IQ4_NL_LEVELS),
+    Block32("iq4_nl", 4, uneven=True),
 ):
     formats(_entry.name)(_entry)

@@ -24,7 +24,7 @@ def gptq(
     Row by row the better of this and round-to-nearest is kept. factor: of stats.hessian, if it is
     at hand. Formats without scales (f16, bf16, f32), and calls without stats, are only rounded.
     """
-    nearest = solvers["rtn"](weight, stats, spec)
+    nearest: Compressed = solvers["rtn"](weight, stats, spec)
     fmt = formats[str(spec.format)]
     _, grid0 = fmt.unpack(nearest.parts, nearest.shape)
     if not grid0 or stats is None:
