@@ -10,6 +10,7 @@ import difflib
 import importlib
 import pkgutil
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from importlib.metadata import entry_points
 from typing import Any, Generic, TypeVar
@@ -38,6 +39,8 @@ class Registry(dict[str, T], Generic[T]):
         self.folder = folder
         self.homes: dict[str, str] = {}  # name -> the module that registered it
         self._discovered = folder is None
+        self._discovering = False
+        self._lock = threading.RLock()
 
     def __call__(self, name: str) -> Callable[[T], T]:
         """Decorate or call with an object to register it under `name`."""
@@ -57,17 +60,24 @@ class Registry(dict[str, T], Generic[T]):
         """Import every file of the folder, then every entry point of group `lighten.<folder>`."""
         if self._discovered or self.folder is None:
             return
-        self._discovered = True
-        package = importlib.import_module(f"lighten.{self.folder}")
-        for module in sorted(pkgutil.iter_modules(package.__path__), key=lambda m: m.name):
-            importlib.import_module(f"lighten.{self.folder}.{module.name}")
-        for entry in entry_points(group=f"lighten.{self.folder}"):
-            entry.load()
+        with self._lock:  # another thread that asks meanwhile has to wait for the whole folder
+            if self._discovered or self._discovering:
+                return
+            self._discovering = True
+            try:
+                package = importlib.import_module(f"lighten.{self.folder}")
+                for module in sorted(pkgutil.iter_modules(package.__path__), key=lambda m: m.name):
+                    importlib.import_module(f"lighten.{self.folder}.{module.name}")
+                for entry in entry_points(group=f"lighten.{self.folder}"):
+                    entry.load()
+                self._discovered = True
+            finally:
+                self._discovering = False
 
     def __missing__(self, name: str) -> T:
-        if not self._discovered:
-            self.discover()
-            return self[name]
+        self.discover()
+        if dict.__contains__(self, name):
+            return dict.__getitem__(self, name)
         near = difflib.get_close_matches(name, list(dict.keys(self)), 3)
         guess = f"did you mean {' or '.join(f'`{n}`' for n in near)}? " if near else ""
         known = f"known: {', '.join(sorted(dict.keys(self)))}"

@@ -6,7 +6,8 @@ stopped: what is already solved is loaded and only moves the stream.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from hashlib import sha256
 
@@ -103,8 +104,7 @@ def solve(
         layers = [la for la in model.layers if la.block == index and la.name in weights]
         if not all(weights.stored(layer.name) for layer in layers):
             stats = stream.stats(index, stream.load(index))
-            for group in _alike(layers, weights):
-                _solve_group(weights, group, stats[group[0].shares])
+            _solve_groups(weights, _alike(layers, weights), stats)
         mine = Dense(weights, [layer.name for layer in layers])
         stream.advance(index, stream.load(index, mine))
         tick()
@@ -119,22 +119,49 @@ def _alike(layers: list[Layer], weights: Weights) -> list[list[Layer]]:
     return list(groups.values())
 
 
-def _solve_group(weights: Weights, group: list[Layer], stats: Stats) -> None:
+def _solve_groups(weights: Weights, groups: list[list[Layer]], stats: Mapping[str, Stats]) -> None:
+    """Solve groups side by side, the largest first, and store them.
+
+    A sweep is thousands of operations on one column each: more threads in one operation gain
+    nothing and wait for each other, so each group has one thread instead.
+    """
+    left = [g for g in groups if not all(weights.stored(layer.name) for layer in g)]
+    left.sort(key=lambda g: -sum(layer.size * layer.shape[1] for layer in g))
+    jobs = [partial(_solve_group, weights, group, stats[group[0].shares]) for group in left]
+    for group, solved in zip(left, _side_by_side(jobs, stats), strict=True):
+        start = 0
+        for layer in group:
+            rows = torch.arange(start, start + layer.shape[0])
+            start += layer.shape[0]
+            weights.once(layer.name, partial(_rows, solved, rows))
+
+
+def _side_by_side(
+    jobs: Sequence[Callable[[], Compressed]], stats: Mapping[str, Stats]
+) -> list[Compressed]:
+    threads = torch.get_num_threads()
+    on_cpu = all(s.hessian.device.type == "cpu" for s in stats.values())
+    if not on_cpu or threads == 1:
+        return [job() for job in jobs]
+    torch.set_num_threads(1)
+    try:
+        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            return list(pool.map(lambda job: job(), jobs))
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _solve_group(weights: Weights, group: list[Layer], stats: Stats) -> Compressed:
     """Solve several weights stacked: rows do not know of each other, and one sweep is faster."""
-    if all(weights.stored(layer.name) for layer in group):
-        return
     stacked = torch.cat([weights.model.weight(layer).to(stats.hessian) for layer in group])
     spec = weights.specs[group[0].name]
-    solved = solvers[spec.solver or "gptq"](stacked, stats, spec)
-    start = 0
-    for layer in group:
-        rows = torch.arange(start, start + layer.shape[0], device=stacked.device)
-        start += layer.shape[0]
-        weights.once(layer.name, partial(_rows, solved, rows))
+    solved: Compressed = solvers[spec.solver or "gptq"](stacked, stats, spec)
+    return solved
 
 
 def _rows(solved: Compressed, rows: Tensor) -> Mapping[str, Tensor]:
-    return solved.rows(rows).parts
+    index = rows.to(next(iter(solved.parts.values())).device)
+    return solved.rows(index).parts
 
 
 def _one(weights: Weights, layer: Layer, stats: Stats) -> Mapping[str, Tensor]:
