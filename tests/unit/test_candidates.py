@@ -108,3 +108,20 @@ def test_more_bits_are_predicted_to_lose_less() -> None:
     losses = [c.error for c in found.values()]
     assert losses == sorted(losses, reverse=True)
     assert losses[-1] > 0
+
+
+@pytest.mark.parametrize("block", [32, 256])
+def test_inputs_that_the_runtime_rounds_cost_what_rounding_them_does(block: int) -> None:
+    x, w = inputs(), weight(16)
+    parts = x.view(len(x), -1, block)
+    peaks = parts.abs().amax(-1)
+    stats = Stats(len(x), x.T @ x / len(x), peaks={block: peaks.square().mean(0)})
+    layer, spec = Layer("a.weight", "linear", (16, N)), Spec(format="q8_0", solver="gptq")
+    rounds: list[dict[str, int | None]] = [{str(spec): None}, {str(spec): block}]
+    free, priced = (
+        candidates(layer, w, stats, [spec], {str(spec): 1}, rounds=r)[0].error for r in rounds
+    )
+    step = (peaks / 127)[..., None]
+    rounded = ((parts / step).round() * step).reshape(x.shape)
+    measured = 0.5 * ((x - rounded) @ w.T).square().mean(0).sum()
+    assert priced - free == pytest.approx(float(measured), rel=0.1)
