@@ -6,8 +6,7 @@ stopped: what is already solved is loaded and only moves the stream.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from hashlib import sha256
 
@@ -120,33 +119,24 @@ def _alike(layers: list[Layer], weights: Weights) -> list[list[Layer]]:
 
 
 def _solve_groups(weights: Weights, groups: list[list[Layer]], stats: Mapping[str, Stats]) -> None:
-    """Solve groups side by side, the largest first, and store them.
+    """Solve and store the groups of a block.
 
-    A sweep is thousands of operations on one column each: more threads in one operation gain
-    nothing and wait for each other, so each group has one thread instead.
+    A sweep is thousands of operations on one column each. On a CPU more threads gain nothing there
+    and wait for each other, for long where other programs run; nor do groups side by side, which
+    wait for the interpreter. So it is one thread meanwhile.
     """
-    left = [g for g in groups if not all(weights.stored(layer.name) for layer in g)]
-    left.sort(key=lambda g: -sum(layer.size * layer.shape[1] for layer in g))
-    jobs = [partial(_solve_group, weights, group, stats[group[0].shares]) for group in left]
-    for group, solved in zip(left, _side_by_side(jobs, stats), strict=True):
-        start = 0
-        for layer in group:
-            rows = torch.arange(start, start + layer.shape[0])
-            start += layer.shape[0]
-            weights.once(layer.name, partial(_rows, solved, rows))
-
-
-def _side_by_side(
-    jobs: Sequence[Callable[[], Compressed]], stats: Mapping[str, Stats]
-) -> list[Compressed]:
     threads = torch.get_num_threads()
-    on_cpu = all(s.hessian.device.type == "cpu" for s in stats.values())
-    if not on_cpu or threads == 1:
-        return [job() for job in jobs]
     torch.set_num_threads(1)
     try:
-        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            return list(pool.map(lambda job: job(), jobs))
+        for group in groups:
+            if all(weights.stored(layer.name) for layer in group):
+                continue
+            solved = _solve_group(weights, group, stats[group[0].shares])
+            start = 0
+            for layer in group:
+                rows = torch.arange(start, start + layer.shape[0])
+                start += layer.shape[0]
+                weights.once(layer.name, partial(_rows, solved, rows))
     finally:
         torch.set_num_threads(threads)
 

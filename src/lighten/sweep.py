@@ -68,7 +68,7 @@ def row_errors(w: Tensor, q: Tensor, hessian: Tensor) -> Tensor:
 
 def sweep(w: Tensor, factor: Factor, fmt: Format) -> tuple[Tensor, Grid]:
     """Codes (out, in) and grid for w (out, in), each block's scales fitted as the sweep arrives."""
-    w = w.clone()
+    w = _column_major(w)
     n, upper, importance = w.shape[1], factor.upper, factor.importance
     block = fmt.block or n
     chunk = max(128, fmt.block) if fmt.block else 128
@@ -76,7 +76,7 @@ def sweep(w: Tensor, factor: Factor, fmt: Format) -> tuple[Tensor, Grid]:
     codes: list[Tensor] = []
     for start in range(0, n, chunk):
         stop = min(start + chunk, n)
-        errors = torch.zeros(w.shape[0], stop - start, dtype=w.dtype, device=w.device)
+        errors = torch.zeros(stop - start, w.shape[0], dtype=w.dtype, device=w.device).T
         for i in range(start, stop, fmt.step):
             inside = i % block
             if inside == 0:
@@ -107,9 +107,12 @@ def descend(
     """Better codes and grid, by exact line search along every scale and every code in turn."""
     if fmt.step != 1:
         return codes, grid
-    codes, grid = codes.clone(), {k: g.clone() for k, g in grid.items()}
-    q = fmt.decode(codes, grid)
-    pull = (w - q) @ hessian  # half the negative gradient of the error with respect to q
+    grid = {k: g.clone() for k, g in grid.items()}
+    q = _column_major(fmt.decode(codes, grid))
+    codes = _column_major(codes)
+    pull = _column_major(
+        (w - q) @ hessian
+    )  # half the negative gradient of the error with respect to q
     n = w.shape[1]
     width = fmt.block or n
     for _ in range(passes):
@@ -121,7 +124,12 @@ def descend(
                                    hessian[span, span])  # fmt: skip
             pull[:, :start].addmm_(moved, hessian[span, :start], alpha=-1)
             pull[:, start + width :].addmm_(moved, hessian[span, start + width :], alpha=-1)
-    return codes, grid
+    return codes.contiguous(), grid
+
+
+def _column_major(t: Tensor) -> Tensor:
+    """A copy whose columns are contiguous: all work here is on one column of all rows at a time."""
+    return t.T.clone(memory_format=torch.contiguous_format).T
 
 
 def _descend_block(
