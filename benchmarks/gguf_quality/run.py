@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import peer
+
 from lighten import pipeline
 from lighten.allocate import allocate
 from lighten.data import load_text

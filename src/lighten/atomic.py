@@ -125,8 +125,8 @@ def sha256(data: bytes) -> str:
 
 
 def dump(value: JSON) -> str:
-    """JSON for a file that people read; equal values give equal bytes."""
-    return json.dumps(value, indent=1, sort_keys=True) + "\n"
+    """JSON for a file that people read, keys in the order that they were put in."""
+    return json.dumps(value, indent=1) + "\n"
 
 
 def as_line(row: Mapping[str, JSON]) -> bytes:

@@ -191,7 +191,7 @@ def demo(
     budget: Annotated[str, typer.Option(help="Size of the file to make.")] = "80MB",
     prompt: Annotated[
         str, typer.Option(help="What the compressed model is asked.")
-    ] = "What is the capital of France?",
+    ] = "Give three tips for staying healthy.",
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:

@@ -17,7 +17,7 @@ def demo(
     *,
     out: Path = Path("runs/demo"),
     budget: str = "80MB",
-    prompt: str = "What is the capital of France?",
+    prompt: str = "Give three tips for staying healthy.",
 ) -> dict[str, Any]:
     """Compress the package's model to `budget`, ask it `prompt` in llama.cpp; the facts to show.
 

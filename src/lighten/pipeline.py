@@ -86,7 +86,9 @@ def compress(
     opened, corpus = open_model(model), load_text(data)
     why = exporter.refuses(opened)
     if why:
-        raise WrongUse(f"`{export}` cannot hold this model: {why}", "try --export huggingface")
+        raise WrongUse(
+            f"`{export}` cannot hold this model: {why}", "try --export compressed_tensors"
+        )
     wanted = {"model": opened.digest, "data": corpus.digest, "budget": budget, "max_kld": max_kld}
     settings = {"export": export, "samples": samples, "length": length, "seed": seed}
     preflight(folder, disk=3 * opened.nbytes, memory=_memory_needed(opened, samples * length))
@@ -173,7 +175,7 @@ def _candidates(job: Job) -> list[Candidate]:
     sample = job.calibration[:SENSITIVITY_WINDOWS]
     with stage("sensitivity", 2 * len(model.blocks) + 1, "blocks") as tick:
         factors: dict[int, Factor] = {}
-        for layer, stats in sensitivities(Stream(model, sample), job.seed, tick):
+        for layer, stats in sensitivities(Stream(model, sample, batch=2), job.seed, tick):
             if id(stats.hessian) not in factors:  # layers that see the same input come in a row
                 factors = {id(stats.hessian): Factor.of(stats.hessian)}
             sizes = {str(s): job.exporter.layer_bytes(model, layer, s) for s in specs[layer.name]}

@@ -37,7 +37,7 @@ def results(
         **{k: v for k, v in ours.items() if k not in ("windows", "tokens")},
     }
     if export == "gguf":
-        after |= speed(exported)
+        after |= speed(exported, _context(model))
         before |= _speed_before(model)
     facts: dict[str, Any] = {
         "before": before,
@@ -58,14 +58,18 @@ def results(
     return facts
 
 
-def speed(path: Path) -> dict[str, Any]:
-    """Load time, tokens per second and peak memory in llama.cpp; nothing where it is absent."""
+def speed(path: Path, context: int = 1024) -> dict[str, Any]:
+    """Load time, tokens per second and peak memory in llama.cpp; nothing where it is absent.
+
+    context: the most positions that the model has; the prompt takes up to half of them.
+    """
     from lighten.runtimes import llama_cpp
 
     if not llama_cpp.available():
         return {}
+    prompt, generate = min(512, context // 2), min(64, context // 4)
     with stage(f"time {path.name} in llama.cpp"):
-        found = llama_cpp.speed(path)
+        found = llama_cpp.speed(path, prompt_tokens=prompt, generate_tokens=generate)
     return {
         "load_seconds": found.load_seconds,
         "prompt_tokens_per_second": found.prompt_tokens_per_second,
@@ -79,7 +83,7 @@ def _speed_before(model: Model) -> dict[str, Any]:
     from lighten.runtimes import llama_cpp
 
     if model.kind == "gguf":
-        return speed(model.path)
+        return speed(model.path, _context(model))
     exporter = exporters["gguf"]
     if not llama_cpp.available():
         return {}
@@ -89,7 +93,11 @@ def _speed_before(model: Model) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="lighten-") as folder:
         path = Path(folder) / "original-f16.gguf"
         exporter.write(model, {}, path)
-        return speed(path)
+        return speed(path, _context(model))
+
+
+def _context(model: Model) -> int:
+    return int(getattr(model.config, "max_position_embeddings", 1024))
 
 
 def _size(path: Path) -> int:

@@ -17,7 +17,7 @@ import time
 import weakref
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from lighten.atomic import (
     JSON,
@@ -41,6 +41,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 T = TypeVar("T")
+
+ANY: Any = object()
+"""Stands for whatever a stored result was given."""
 
 REQUEST, MANIFEST, PARTIAL, LOCK = "request.json", "manifest.jsonl", ".partial", ".lock"
 
@@ -185,10 +188,13 @@ class Run:
             given=given,
         )
 
-    def whole(self, key: str, *, given: JSON = None) -> bool:
-        """Whether `key` is stored for this `given` with the bytes that the manifest vouches for."""
+    def whole(self, key: str, *, given: JSON = ANY) -> bool:
+        """Whether `key` is stored for this `given` with the bytes that the manifest vouches for.
+
+        Without `given` it may have been stored for any.
+        """
         record = self._records.get(key)
-        if record is None or record.get("given") != _fingerprint(given):
+        if record is None or (given is not ANY and record.get("given") != _fingerprint(given)):
             return False
         path = self.path(key)
         if not path.exists():
@@ -379,4 +385,4 @@ def _storable(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _fingerprint(given: JSON) -> str | None:
-    return None if given is None else sha256(dump(given).encode())[:16]
+    return None if given is None else sha256(json.dumps(given, sort_keys=True).encode())[:16]

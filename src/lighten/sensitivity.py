@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from lighten.calibrate import Moment, Stream, hessians, submodule
 from lighten.types import Layer, Stats
 
-_SLICE = 64_000_000  # bytes of logits in flight
+_SLICE = 16_000_000  # bytes of logits in flight
 PEAKS = (32, 256)
 """Blocks of inputs whose peaks are noted: those that llama.cpp rounds with one scale."""
 
