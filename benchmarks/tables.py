@@ -74,7 +74,7 @@ def compress_time(folder: Path = HERE) -> str:
     found = _read(folder, "compress_time/result.json")
     if not found:
         return NOT_YET["en"]
-    ours, peer = found["ours"], found["peer"]
+    ours, peer = found["ours"], found["peer"] or {}
     rows = []
     for key in dict.fromkeys([*ours, *peer]):
         a, b = ours.get(key), peer.get(key)
@@ -84,8 +84,18 @@ def compress_time(folder: Path = HERE) -> str:
         rows.append((label(key), _shown(key, a), _shown(key, b), ratio))
     table = _table(("", "lighten", "llm-compressor", "ours ÷ theirs"), rows, text=(0,))
     rest = {k: v for k, v in found.items() if isinstance(v, str | int | float)}
+    rest |= _flat(found.get("settings") or {})
     lines = [f"{label(k)}: {_shown(k, v)}." for k, v in rest.items()]
     return "\n\n".join([table, " ".join(lines)] if lines else [table])
+
+
+def _flat(facts: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as one, the keys joined by blanks."""
+    flat: dict[str, Any] = {}
+    for key, value in facts.items():
+        inner = isinstance(value, Mapping)
+        flat |= _flat(value, f"{prefix}{key} ") if inner else {f"{prefix}{key}": value}
+    return flat
 
 
 def encode_speed(folder: Path = HERE) -> str:
@@ -180,6 +190,7 @@ def _types(kinds: Mapping[str, Mapping[str, int]]) -> str:
 
 
 def _shown(key: str, value: Any) -> str:
+    key = "share" if key.startswith("share_of_") else key
     return "" if value is None else quantity(key, value)
 
 
