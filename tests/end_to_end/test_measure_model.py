@@ -133,7 +133,7 @@ def test_a_gguf_is_timed_in_llama_cpp(
 
     timed: list[Path] = []
 
-    def quick(path: Path) -> llama_cpp.Speed:
+    def quick(path: Path, **_: int) -> llama_cpp.Speed:
         timed.append(path)
         return llama_cpp.Speed(1.0, 2.0, 3.0, 4)
 
