@@ -30,6 +30,8 @@ def model(family: str, tiny: Callable[..., Path]) -> Model:
 
 
 def windows(model: Model, count: int = 6, length: int = 24) -> Tensor:
+    """Tokens without the special ones: the padding's embedding is all zeros, and after a norm no
+    first order tells what becomes of it."""
     g = torch.Generator().manual_seed(3)
     return torch.randint(3, model.config.vocab_size, (count, length), generator=g)
 
@@ -67,7 +69,9 @@ def by_autograd(model: Model, ids: Tensor) -> tuple[dict[str, Tensor], dict[str,
         (-logits.flatten(0, 1).log_softmax(-1).gather(1, drawn).sum()).backward()
         for name, out in outputs.items():
             assert out.grad is not None
-            squares.setdefault(name, []).append(out.grad.flatten(0, -2).square())
+            module = whole.get_submodule(name.rpartition(".")[0])
+            g = out.grad.flatten(0, -2) * float(getattr(module, "embed_scale", 1.0))  # Gemma's
+            squares.setdefault(name, []).append(g.square())
             x = inputs[name]
             if x.is_floating_point():
                 x = x.detach().flatten(0, -2)
@@ -144,10 +148,9 @@ def test_predicted_nats_are_measured(model: Model) -> None:
         delta = 0.01 * w.std() * torch.randn(w.shape, generator=g)
         measured = divergence(model, ids, {name: w + delta})
         ratios[name] = predicted(stats, delta) / measured
-    print({k: round(v, 2) for k, v in ratios.items()})
     assert all(1 / 3 < r < 3 for r in ratios.values()), ratios
     mean = torch.tensor(list(ratios.values())).log().mean().exp()
-    assert 0.6 < mean < 1.6
+    assert 0.8 < mean < 1.25
 
 
 @pytest.mark.parametrize("family", ["llama"])
@@ -160,7 +163,6 @@ def test_candidates_predict_what_rounding_costs(model: Model) -> None:
         fmt = formats["q4_0"]
         grid = fmt.fit(w, stats.hessian.diagonal())
         measured = divergence(model, ids, {layer.name: fmt.decode(fmt.encode(w, grid), grid)})
-        print(layer.name, row.error / measured)
         assert 1 / 4 < row.error / measured < 2, layer.name
 
 

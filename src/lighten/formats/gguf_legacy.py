@@ -86,7 +86,7 @@ class Block32:
         """Scales and mins for x (32, blocks); the min takes up what rounding the scale moves."""
         work, levels = Work.like(x), Consecutive(0, self.top)
         clips = _CLIPS[self.code_bits]
-        scale, minus = search_affine(x, imp, levels, clips, 2, work, signed=True)
+        scale, minus = search_affine(x, imp, levels, clips, 3, work, signed=True)
         scale = half(scale)
         inverse = reciprocal(scale)
         mo = moments(x, imp, inverse, minus * inverse, levels, work)
@@ -187,12 +187,12 @@ _TRIES = {
     "q8_0": torch.linspace(125.6, 128.2, 5).tolist(),
     "iq4_nl": _IQ4 + [-t for t in _IQ4],
     "q4_1": [0.0] * 15,
-    "q5_1": [0.0] * 12,
+    "q5_1": [0.0] * 18,
 }
 # share of the range max - min that the levels span, and share of the rest cut off below
 _CLIPS = {
     4: [(f, t) for f in torch.linspace(0.78, 1.02, 5).tolist() for t in (0.0, 0.5, 1.0)],
-    5: [(f, t) for f in torch.linspace(0.86, 1.02, 4).tolist() for t in (0.0, 0.5, 1.0)],
+    5: [(f, t) for f in torch.linspace(0.88, 1.02, 6).tolist() for t in (0.0, 0.5, 1.0)],
 }
 _TABLE = Table.of(LEVELS)
 
