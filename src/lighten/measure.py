@@ -177,7 +177,7 @@ def measure_model(
     corpus = load_text(data)
     for each in (opened, reference):
         if each is not None:
-            _long_enough(each, length)
+            fits_context(each, length)
     ids = token_windows(corpus, opened.tokenizer, length, samples, seed)
     if reference is not None:
         theirs = token_windows(corpus, reference.tokenizer, length, 1, seed)
@@ -217,7 +217,8 @@ def measure_model(
     return facts
 
 
-def _long_enough(model: Model, length: int) -> None:
+def fits_context(model: Model, length: int) -> None:
+    """Raise WrongUse where windows of `length` tokens are longer than the model's context."""
     limit = getattr(model.config, "max_position_embeddings", None)
     if limit is not None and length > limit:
         raise WrongUse(

@@ -6,6 +6,7 @@ export -> read back -> open in the real runtime -> metrics
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ from lighten.calibrate import Stream
 from lighten.candidates import candidates
 from lighten.data import Corpus, load_text, windows
 from lighten.errors import BadOutput, WrongUse
+from lighten.measure import fits_context
 from lighten.model import Model, open_model
 from lighten.preflight import preflight
 from lighten.progress import note, stage
@@ -81,14 +83,20 @@ def compress(
     if (budget is None) == (max_kld is None):
         raise WrongUse("give either a budget or max_kld", 'for example --budget "4.5bpw"')
     limit = None if budget is None else Budget.parse(budget)
+    if max_kld is not None and not (0 < max_kld < math.inf):
+        raise WrongUse(f"max_kld {max_kld:g} is no loss to keep to", "for example --max-kld 0.05")
+    if samples < 1:
+        raise WrongUse(f"{samples} windows of text", "--samples must be at least 1")
     exporter = exporters[export]
     folder = Path(out) if out is not None else default_folder(str(model), budget, max_kld)
     opened, corpus = open_model(model), load_text(data)
-    why = exporter.refuses(opened)
-    if why:
+    if why := exporter.refuses(opened):
+        others = [name for name in sorted(exporters) if not exporters[name].refuses(opened)]
         raise WrongUse(
-            f"`{export}` cannot hold this model: {why}", "try --export compressed_tensors"
+            f"`{export}` cannot hold this model: {why}",
+            f"what can hold it: {', '.join(others) or 'nothing that lighten writes'}",
         )
+    fits_context(opened, length)
     wanted = {"model": opened.digest, "data": corpus.digest, "budget": budget, "max_kld": max_kld}
     settings = {"export": export, "samples": samples, "length": length, "seed": seed}
     preflight(folder, disk=3 * opened.nbytes, memory=_memory_needed(opened, samples * length))
@@ -100,6 +108,7 @@ def compress(
             plan, quality = _best_of(job, found, room)
         else:
             plan, quality = _smallest(job, found, float(max_kld or 0))
+        _all_solved(job, plan)
         exported = _export(job, plan, export)
         metrics = run.json(
             "metrics",
@@ -144,6 +153,13 @@ def export(run: str | Path, to: str) -> Path:
         model = open_model(opened.request["source"])
         job = Job(opened, model, exporters[to], torch.empty(0), torch.empty(0), 0)
         plan = Plan.from_json(opened.path("plan.json").read_text(encoding="utf-8"))
+        weights = Weights(opened, model, plan)
+        gone = [name for name in weights if not weights.stored(name)]
+        if gone:
+            raise WrongUse(
+                f"{len(gone)} weights of {run} are gone or changed, such as `{gone[0]}`",
+                "the line that made the run makes them again",
+            )
         return _export(job, plan, to)
 
 
@@ -153,13 +169,14 @@ def _job(
 ) -> Job:
     """Tokens: the first `samples` windows to calibrate on, the ones after them to measure on."""
     ids = windows(corpus, model.tokenizer, length, samples + HELD_OUT_WINDOWS, seed=seed)
-    held_out = min(HELD_OUT_WINDOWS, max(1, len(ids) // 4))
+    whole = len(ids) == samples + HELD_OUT_WINDOWS
+    held_out = HELD_OUT_WINDOWS if whole else min(HELD_OUT_WINDOWS, max(1, len(ids) // 4))
     if len(ids) < 2:
         raise WrongUse(
             f"{corpus.source} gives {len(ids)} window of {length} tokens",
             "two are needed, one of them to measure on: give more text or a smaller --length",
         )
-    return Job(run, model, exporter, ids[:-held_out], ids[-held_out:], seed)
+    return Job(run, model, exporter, ids[:-held_out][:samples], ids[-held_out:], seed)
 
 
 def _candidates(job: Job) -> list[Candidate]:
@@ -234,6 +251,8 @@ def _smallest(job: Job, rows: list[Candidate], max_kld: float) -> tuple[Plan, di
             best = plan, found
         if best is not None and 0.93 * max_kld <= value <= max_kld:
             break
+        if value <= 0 or plan.predicted["nats"] <= 0:
+            break  # nothing is lost, and so nothing to be learned
         factor = value / plan.predicted["nats"] * (1.02 if value > max_kld else 1.0)
     if best is None:
         raise BadOutput(
@@ -256,6 +275,14 @@ def _assembled(job: Job, name: str, plan: Plan) -> dict[str, Any]:
 
     found: dict[str, Any] = job.run.json(f"measured/{name}", work, given=dict(plan.specs))
     return found
+
+
+def _all_solved(job: Job, plan: Plan) -> None:
+    """Solve again what a plan that was measured needs and someone has removed or changed."""
+    weights = Weights(job.run, job.model, plan)
+    if not all(weights.stored(name) for name in weights):
+        with stage("solve again", len(job.model.blocks), "blocks") as tick:
+            solve(weights, job.calibration, _outside(job), tick=tick)
 
 
 def _reference(job: Job) -> Reference:

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from lighten.calibrate import Stream
-from lighten.measure import Head, quality
+from lighten.measure import head_of, quality
 from lighten.model import Model
 from lighten.solve import Dense
 from lighten.types import Compressed
@@ -38,9 +38,9 @@ def measure_weights(
     original = _original_head(model)
     found = quality(
         stream.outputs(),
-        _head(model, weight, bias),
+        head_of(model, weight, bias),
         reference.hidden,
-        _head(model, original, bias),
+        head_of(model, original, bias),
         windows,
     )
     return found.as_dict()
@@ -52,11 +52,3 @@ def _original_head(model: Model) -> Tensor:
         if layer.kind in ("head", "embedding+head"):
             return model.weight(layer)
     raise LookupError("the model has no head")  # a causal language model always has
-
-
-def _head(model: Model, weight: Tensor, bias: Tensor | None) -> Head:
-    config = model.config
-    softcap = getattr(config, "final_logit_softcapping", None)
-    scale = getattr(config, "logit_scale", None) or 1.0
-    divided = getattr(config, "logits_scaling", None) or 1.0
-    return Head(weight, bias, softcap, scale / divided)
