@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-import signal
+import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -16,9 +17,12 @@ from safetensors.torch import load_file, save_file
 
 import lighten
 from lighten import errors, pipeline
+from lighten.cli import main
 from lighten.registry import exporters
 from lighten.results import results  # noqa: F401  (imported before anything is replaced in it)
+from lighten.run import Run
 from lighten.runtimes import llama_cpp
+from lighten.solve import Weights
 
 Tiny = Callable[..., Path]
 SMALL: dict[str, Any] = {"samples": 4, "length": 32}
@@ -138,30 +142,59 @@ def test_the_smallest_model_that_keeps_a_loss(tiny: Tiny, text: Path, tmp_path: 
     assert size(found.exported) < exporters["gguf"].nbytes(lighten.open_model(tiny("llama")), {})
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="there is no SIGKILL on Windows")
-@pytest.mark.parametrize(
-    "key",
-    [
-        "model/",  # the sensitivity pass has ended, its candidates are not stored
-        "weights/",  # before the first weight
-        "model/reference",  # everything is solved, nothing measured
-        "measured/allocated",
-        "measured/uniform",
-        "plan.json",
-        "exports/",
-        "metrics.json",
-    ],
-)
+STAGES = [
+    "model/",  # the sensitivity pass has ended, its candidates are not stored
+    "weights/",  # before the first weight
+    "layers.1.mlp.up_proj",  # in the middle of a block that shares its input with another weight
+    "model/reference",  # everything is solved, nothing measured
+    "measured/allocated",
+    "measured/uniform",
+    "plan.json",
+    "verify",  # the export is written, but not in its place
+    "exports/",
+    "metrics.json",
+]
+
+
+@pytest.fixture(scope="module")
+def killed(tiny: Tiny, text: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Stage -> the folder of a run that was killed there."""
+    folder = tmp_path_factory.mktemp("killed")
+    command = [sys.executable, KILLER, tiny("llama"), text, folder, *STAGES]
+    found = subprocess.run([str(c) for c in command], capture_output=True, timeout=300)
+    assert found.returncode == 0, found.stderr.decode()
+    return {key: folder / str(i) / "run" for i, key in enumerate(STAGES)}
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork and SIGKILL")
+@pytest.mark.parametrize("key", STAGES)
 def test_killed_and_resumed_it_makes_the_same_bytes(
-    tiny: Tiny, text: Path, done: pipeline.Result, tmp_path: Path, key: str
+    tiny: Tiny, text: Path, done: pipeline.Result, killed: dict[str, Path], key: str
 ) -> None:
-    out = tmp_path / done.run.name
-    command = [sys.executable, KILLER, tiny("llama"), text, out, key]
-    killed = subprocess.run([str(c) for c in command], capture_output=True, timeout=200)
-    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
+    out = killed[key]
+    assert not (out / "metrics.json").exists()
+    assert not list(out.glob("exports/*")) or key == "metrics.json"
     found = lighten.compress(tiny("llama"), budget="60%", data=text, out=out, **SMALL)
     assert found.exported.read_bytes() == done.exported.read_bytes()
     assert found.metrics == done.metrics
+    assert _files(out) == _files(done.run)
+
+
+def test_what_was_removed_or_changed_is_made_again(
+    tiny: Tiny, text: Path, done: pipeline.Result, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    shutil.copytree(done.run, out)
+    shutil.rmtree(out / "exports")
+    weights = sorted((out / "weights").rglob("*.safetensors"))
+    used = [p for p in weights if p.parent.name == _weights_of(done)]
+    used[0].unlink()
+    used[-1].write_bytes(used[-1].read_bytes()[:-1])
+    with pytest.raises(errors.WrongUse, match=r"2 weights of .* are gone or changed"):
+        lighten.export(out, "huggingface")
+    found = lighten.compress(tiny("llama"), budget="60%", data=text, out=out, **SMALL)
+    assert found.exported.read_bytes() == done.exported.read_bytes()
+    assert lighten.export(out, "huggingface").is_dir()
 
 
 def test_mistakes_are_told(tiny: Tiny, text: Path, tmp_path: Path) -> None:
@@ -181,8 +214,6 @@ def test_mistakes_are_told(tiny: Tiny, text: Path, tmp_path: Path) -> None:
 
 
 def test_a_weight_that_is_nan_is_named(tiny: Tiny, text: Path, tmp_path: Path) -> None:
-    import shutil
-
     folder = tmp_path / "model"
     shutil.copytree(tiny("llama"), folder)
     tensors = load_file(folder / "model.safetensors")
@@ -193,7 +224,82 @@ def test_a_weight_that_is_nan_is_named(tiny: Tiny, text: Path, tmp_path: Path) -
         lighten.compress(folder, budget="60%", data=text, out=tmp_path / "run", **SMALL)
 
 
+def test_what_a_run_cannot_be_asked_for(tiny: Tiny, text: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+
+    def asked(family: str = "llama", **wish: Any) -> None:
+        lighten.compress(tiny(family), data=text, out=out, **(SMALL | wish))
+
+    for loss in (0.0, -1.0, float("nan"), float("inf")):
+        with pytest.raises(errors.WrongUse, match="max_kld"):
+            asked(max_kld=loss)
+    with pytest.raises(errors.WrongUse, match="0 windows"):
+        asked(budget="60%", samples=0)
+    with pytest.raises(errors.WrongUse, match=r"512 tokens.* takes no more than 128") as caught:
+        asked("gpt2", budget="60%", length=512)
+    assert "--length 128" in caught.value.hint
+    with pytest.raises(errors.WrongUse, match="cannot hold this model") as caught:
+        asked("gpt2", budget="60%", export="compressed_tensors")
+    assert "gguf, huggingface" in caught.value.hint
+    few = tmp_path / "few.txt"
+    few.write_text("Only some words, enough for a single window and no more.")
+    with pytest.raises(errors.WrongUse, match="1 window of 32 tokens"):
+        lighten.compress(tiny("llama"), budget="60%", data=few, out=out, **SMALL)
+    assert not list(out.rglob("*.safetensors"))
+
+
+def test_a_plan_that_another_form_cannot_hold(done: pipeline.Result) -> None:
+    with pytest.raises(errors.WrongUse, match="cannot be written in packed form"):
+        lighten.export(done.run, "compressed_tensors")
+    assert not (done.run / "exports/compressed_tensors").exists()
+    with pytest.raises(errors.UnknownName) as caught:
+        lighten.export(done.run, "hugginface")
+    assert "`huggingface`" in caught.value.hint
+    with pytest.raises(errors.WrongUse, match="is not a run"):
+        lighten.export(done.run / "exports", "gguf")
+
+
+@pytest.mark.parametrize("budget", ["150kB", "9.5bpw", "0.16MiB"])
+def test_budgets_of_every_kind(tiny: Tiny, text: Path, tmp_path: Path, budget: str) -> None:
+    model = lighten.open_model(tiny("llama"))
+    found = lighten.compress(tiny("llama"), budget=budget, data=text, out=tmp_path / "r", **SMALL)
+    limit = lighten.Budget.parse(budget).limit(model.parameters, 0)
+    assert 0.9 * limit < size(found.exported) <= limit
+
+
+@pytest.mark.parametrize(("loss", "smallest"), [(1e-9, False), (1e3, True)])
+def test_losses_that_ask_for_everything_or_nothing(
+    tiny: Tiny, text: Path, tmp_path: Path, loss: float, smallest: bool
+) -> None:
+    found = lighten.compress(tiny("llama"), max_kld=loss, data=text, out=tmp_path / "r", **SMALL)
+    assert found.metrics["after"]["mean_kld"]["value"] <= loss
+    rows = Run.at(found.run, lock=False).read("candidates")
+    least = sum(
+        min(r["cost"]["bytes"] for r in rows if r["unit"] == unit)
+        for unit in {r["unit"] for r in rows}
+    )
+    kept = exporters["gguf"].nbytes(lighten.open_model(tiny("llama")), {})
+    fixed = exporters["gguf"].fixed_bytes(lighten.open_model(tiny("llama")))
+    assert (size(found.exported) <= least + fixed) == smallest
+    assert size(found.exported) <= kept
+
+
+def test_as_many_windows_as_were_asked_for(tiny: Tiny, text: Path) -> None:
+    model, corpus = lighten.open_model(tiny("llama")), lighten.load_text(text)
+    made: Any = pipeline._job(None, model, corpus, None, 4, 32, 0)  # type: ignore[arg-type]
+    assert made.calibration.shape == (4, 32)
+    assert made.held_out.shape == (16, 32)
+    stream = torch.cat([made.calibration, made.held_out]).flatten()
+    longer: Any = pipeline._job(None, model, corpus, None, 30, 32, 0)  # type: ignore[arg-type]
+    assert torch.equal(longer.calibration.flatten()[: len(stream)], stream)  # nothing seen twice
+    everything: Any = pipeline._job(None, model, corpus, None, 10**6, 32, 0)  # type: ignore[arg-type]
+    assert len(everything.held_out) == 16
+    assert len(everything.calibration) > 60
+
+
 def test_the_command_line(tiny: Tiny, text: Path, tmp_path: Path) -> None:
+    """In processes of its own, with llama.cpp timed: what stands on stdout, and how it ends."""
+
     def lighten_(*words: str | Path) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "lighten.cli", *map(str, words)]
         return subprocess.run(command, capture_output=True, text=True, timeout=200)
@@ -204,18 +310,65 @@ def test_the_command_line(tiny: Tiny, text: Path, tmp_path: Path) -> None:
     found = lighten_("compress", model, "--budget", "60%", "--out", run, "--json", *small)
     assert found.returncode == 0, found.stderr
     assert json.loads(found.stdout)["after"]["bytes"] > 0
-    assert lighten_("plan", run, "--budget", "70%").returncode == 0
-    report = lighten_("report", run)
-    assert report.returncode == 0
-    assert "mean kld" in report.stdout
-    exported = lighten_("export", run, "--to", "huggingface")
-    assert Path(exported.stdout.strip()).is_dir()
     wrong = lighten_("compress", model, "--budget", "lots", "--out", run)
     assert (wrong.returncode, wrong.stdout) == (2, "")
     assert "hint:" in wrong.stderr
     assert "Traceback" not in wrong.stderr
 
 
+def test_the_other_verbs(
+    tiny: Tiny, text: Path, done: pipeline.Result, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def said(*words: str | Path, code: int = 0) -> str:
+        assert main([str(w) for w in words]) == code
+        out, err = capfd.readouterr()
+        assert "Traceback" not in err
+        return out
+
+    planned = json.loads(said("plan", done.run, "--budget", "70%", "--json"))
+    assert planned["predicted_bytes"] <= 0.7 * exporters["gguf"].nbytes(
+        lighten.open_model(tiny("llama")), {}
+    )
+    assert Path(planned["plan"]).is_file()
+    assert "mean kld" in said("report", done.run)
+    report = json.loads(said("report", done.run, "--json"))
+    assert report["after"] == json.loads(json.dumps(done.metrics["after"]))
+    assert {row["stage"] for row in report["stages"]} >= {"weights", "exports", "metrics.json"}
+    exported = said("export", done.run, "--to", "huggingface").strip()
+    small = ("--samples", "3", "--length", "32", "--data", text, "--json")
+    facts = {}
+    for name, path in (("gguf", done.exported), ("folder", exported)):
+        words = ("measure", path, "--against", tiny("llama"), *small)
+        facts[name] = json.loads(said(*words))["measured"]
+        assert facts[name]["bytes"] > 0
+    # the same numbers from the file as from the dense folder: nothing was lost on the way
+    for key in ("mean_kld", "perplexity"):
+        assert facts["gguf"][key]["value"] == pytest.approx(facts["folder"][key]["value"], rel=0.02)
+    assert facts["gguf"]["mean_kld"]["value"] > 0
+    inside = json.loads(said("inspect", done.exported, "--json"))
+    assert inside
+    assert "gptq" in said("list", "solvers")
+    assert said("plan", done.run, "--budget", "1kB", code=2) == ""
+    assert said("report", text, code=2) == ""
+
+
 def _source(done: pipeline.Result) -> str:
     request = json.loads((done.run / "request.json").read_text())
     return str(request["source"])
+
+
+def _weights_of(done: pipeline.Result) -> str:
+    """The folder of the weights that the chosen plan uses."""
+    run = Run.at(done.run, lock=False)
+    return Path(Weights(run, lighten.open_model(_source(done)), done.plan).folder).name
+
+
+def _files(folder: Path) -> dict[str, bytes]:
+    """Every result in a run, but for those that `export` and `plan` add to a finished one."""
+    stages = ("weights", "model", "measured", "candidates.jsonl", "plan.json", "metrics.json")
+    return {
+        str(p.relative_to(folder)): p.read_bytes()
+        for stage in stages
+        for p in ([folder / stage] if "." in stage else sorted((folder / stage).rglob("*")))
+        if p.is_file()
+    }
