@@ -97,10 +97,12 @@ def compress(
             f"what can hold it: {', '.join(others) or 'nothing that lighten writes'}",
         )
     fits_context(opened, length)
-    wanted = {"model": opened.digest, "data": corpus.digest, "budget": budget, "max_kld": max_kld}
+    wish = {"budget": "".join(budget.split()) if budget else None, "max_kld": max_kld}
+    wanted = {"model": opened.digest, "data": corpus.digest, **wish}
+    source = str(opened.path.absolute()) if Path(model).expanduser().exists() else str(model)
     settings = {"export": export, "samples": samples, "length": length, "seed": seed}
     preflight(folder, disk=3 * opened.nbytes, memory=_memory_needed(opened, samples * length))
-    with Run.open(folder, wanted | settings | {"source": str(model)}) as run:
+    with Run.open(folder, wanted | settings | {"source": source}) as run:
         job = _job(run, opened, corpus, exporter, samples, length, seed)
         found = _candidates(job)
         if limit is not None:
@@ -121,7 +123,7 @@ def compress(
 def replan(run: str | Path, budget: str) -> dict[str, Any]:
     """What another budget would buy, from the stored candidates: nothing is solved or measured."""
     with Run.at(run) as opened:
-        model = open_model(opened.request["source"])
+        model = _model_of(opened)
         job = Job(opened, model, exporters[opened.request["export"]], torch.empty(0),
                   torch.empty(0), 0)  # fmt: skip
         rows = _stored_candidates(opened)
@@ -150,7 +152,7 @@ def export(run: str | Path, to: str) -> Path:
     with Run.at(run) as opened:
         if not opened.whole("plan.json"):
             raise WrongUse(f"{run} has no plan yet", "let `lighten compress` finish first")
-        model = open_model(opened.request["source"])
+        model = _model_of(opened)
         job = Job(opened, model, exporters[to], torch.empty(0), torch.empty(0), 0)
         plan = Plan.from_json(opened.path("plan.json").read_text(encoding="utf-8"))
         weights = Weights(opened, model, plan)
@@ -161,6 +163,18 @@ def export(run: str | Path, to: str) -> Path:
                 "the line that made the run makes them again",
             )
         return _export(job, plan, to)
+
+
+def _model_of(run: Run) -> Model:
+    """The model that a run was made of; raises WrongUse where another stands in its place."""
+    source = run.request["source"]
+    model = open_model(source)
+    if model.digest != run.request["model"]:
+        raise WrongUse(
+            f"{source} is not the model that {run.folder} was made of: it has changed since",
+            "put that model back, or compress this one with another --out",
+        )
+    return model
 
 
 # -- stages --------------------------------------------------------------------------------------

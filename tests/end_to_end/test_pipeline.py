@@ -85,6 +85,29 @@ def test_another_request_is_refused(done: pipeline.Result, text: Path) -> None:
         lighten.compress(_source(done), budget="70%", data=text, out=done.run, **SMALL)
 
 
+def test_the_same_wish_in_other_words_is_the_same(
+    done: pipeline.Result, text: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(Path(_source(done)).parent)
+    relative = Path(_source(done)).name
+    again = lighten.compress(relative, budget="60 %", data=text, out=done.run, **SMALL)
+    assert again.metrics == done.metrics
+
+
+def test_a_model_that_has_changed_since_is_refused(tiny: Tiny, text: Path, tmp_path: Path) -> None:
+    """Its other tensors would go beside weights that were solved for the model that was."""
+    model, out = tmp_path / "model", tmp_path / "run"
+    shutil.copytree(tiny("llama"), model)
+    lighten.compress(model, budget="60%", data=text, out=out, **SMALL)
+    shutil.rmtree(model)
+    shutil.copytree(tiny("llama", seed=5), model)
+    for ask in (lambda: lighten.export(out, "huggingface"), lambda: lighten.replan(out, "70%")):
+        with pytest.raises(errors.WrongUse, match="has changed since"):
+            ask()
+    with pytest.raises(errors.ChangedRequest, match="model: "):
+        lighten.compress(model, budget="60%", data=text, out=out, **SMALL)
+
+
 def test_another_budget_is_planned_and_an_impossible_one_says_the_smallest(
     done: pipeline.Result,
 ) -> None:
