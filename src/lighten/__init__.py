@@ -9,7 +9,9 @@ Names are loaded when they are first used: `import lighten` itself loads no torc
 
 from __future__ import annotations
 
+import sys
 from importlib import import_module
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -55,6 +57,17 @@ __all__ = [
     "replan",
     "solvers",
 ]
+
+
+class _Face(ModuleType):
+    """Importing `lighten.formats`, the folder, would put it in the place of the registry."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if not (name in _HOME and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Face
 
 
 def __getattr__(name: str) -> Any:

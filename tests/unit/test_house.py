@@ -178,6 +178,22 @@ def test_the_public_face_is_pinned() -> None:
     assert all(hasattr(lighten, name) for name in public)
 
 
+def test_a_public_name_stays_what_it_is_whatever_is_imported() -> None:
+    code = (
+        "import importlib, types, lighten\n"
+        "from lighten.registry import Registry\n"
+        f"for name in {sorted(set(NAMES.values()))!r}:\n"
+        "    importlib.import_module(name)\n"
+        "import lighten.formats\n"
+        "public = {name: getattr(lighten, name) for name in lighten.__all__}\n"
+        "assert not [n for n, v in public.items() if isinstance(v, types.ModuleType)]\n"
+        "assert all(isinstance(public[n], Registry) for n in ('formats', 'solvers', 'exporters'))\n"
+        "assert 'q4_0' in lighten.formats"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
 @parametrize_files
 def test_no_module_is_long_without_a_reason(path: Path) -> None:
     text = path.read_text(encoding="utf-8")
