@@ -244,4 +244,4 @@ def _size(model: Model) -> dict[str, Any]:
 
 def _runtime(model: Model) -> dict[str, Any]:
     """What llama.cpp says of a GGUF file; nothing for a folder."""
-    return speed(model.path) if model.kind == "gguf" else {}
+    return speed(model.path, model) if model.kind == "gguf" else {}

@@ -37,7 +37,7 @@ def results(
         **{k: v for k, v in ours.items() if k not in ("windows", "tokens")},
     }
     if export == "gguf":
-        after |= speed(exported, _context(model))
+        after |= speed(exported, model)
         before |= _speed_before(model)
     facts: dict[str, Any] = {
         "before": before,
@@ -54,19 +54,24 @@ def results(
     ]
     facts["plans"] = rows
     facts["notes"] = list(model.notes) + list(exporters[export].notes(model))
-    facts["problems"] = _problems(model, chosen, size)
+    if chosen == "uniform":
+        facts["notes"].append(
+            "one format everywhere measured better than the allocated plan, so it was taken"
+        )
+    facts["problems"] = _problems(model, size)
     return facts
 
 
-def speed(path: Path, context: int = 1024) -> dict[str, Any]:
+def speed(path: Path, model: Model) -> dict[str, Any]:
     """Load time, tokens per second and peak memory in llama.cpp; nothing where it is absent.
 
-    context: the most positions that the model has; the prompt takes up to half of them.
+    path: a GGUF of `model`, whose context the prompt may fill to a half.
     """
     from lighten.runtimes import llama_cpp
 
     if not llama_cpp.available():
         return {}
+    context = int(getattr(model.config, "max_position_embeddings", 1024))
     prompt, generate = min(512, context // 2), min(64, context // 4)
     with stage(f"time {path.name} in llama.cpp"):
         found = llama_cpp.speed(path, prompt_tokens=prompt, generate_tokens=generate)
@@ -83,7 +88,7 @@ def _speed_before(model: Model) -> dict[str, Any]:
     from lighten.runtimes import llama_cpp
 
     if model.kind == "gguf":
-        return speed(model.path, _context(model))
+        return speed(model.path, model)
     exporter = exporters["gguf"]
     if not llama_cpp.available():
         return {}
@@ -93,11 +98,7 @@ def _speed_before(model: Model) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="lighten-") as folder:
         path = Path(folder) / "original-f16.gguf"
         exporter.write(model, {}, path)
-        return speed(path, _context(model))
-
-
-def _context(model: Model) -> int:
-    return int(getattr(model.config, "max_position_embeddings", 1024))
+        return speed(path, model)
 
 
 def _size(path: Path) -> int:
@@ -110,11 +111,9 @@ def _short(found: Mapping[str, Any]) -> dict[str, Any]:
     return {k: found[k] for k in ("mean_kld", "p99_kld", "top1_agreement") if k in found}
 
 
-def _problems(model: Model, chosen: str, size: int) -> list[str]:
+def _problems(model: Model, size: int) -> list[str]:
     found = []
     if size > model.nbytes:
         sizes = f"{size / 1e6:.1f} MB, {model.nbytes / 1e6:.1f} MB"
         found.append(f"the output is larger than the input ({sizes})")
-    if chosen == "uniform":
-        note("one format everywhere measured better than the allocated plan, so it was taken")
     return found

@@ -21,10 +21,11 @@ CHUNK = 1 << 18
 """Weights in flight: large enough for an operation to be worth several threads, small enough for
 six float32 arrays to stay in the last cache. Measured on two cores, 2^18 is best for every type."""
 
-_ROUND = 1.5 * 2.0**23  # adding it leaves a float32 no bits below 1
-
 CHUNK_DEVICE = 1 << 24
 """The same on an accelerator."""
+
+HALF_MAX = 65504.0
+"""The largest float16."""
 
 
 class Levels(Protocol):
@@ -42,27 +43,7 @@ class Consecutive:
     high: int
 
     def snap(self, u: Tensor, out: Tensor) -> None:
-        torch.clamp(u, self.low, self.high, out=out)
-        round_(out)
-
-
-def round_(t: Tensor) -> Tensor:
-    """t to whole numbers in place, ties to even; |t| < 2^22.
-
-    torch.round hands even 2048 numbers to several threads; two additions stay on this one.
-    """
-    return t.add_(_ROUND).sub_(_ROUND)
-
-
-def least(errors: Tensor) -> tuple[Tensor, Tensor]:
-    """The least of each column of (tries, groups), and its first row as (1, groups) for gather.
-
-    Tensor.min(dim) would start threads for it, as torch.round does.
-    """
-    low = errors.amin(0)
-    rows = torch.arange(len(errors), device=errors.device, dtype=torch.float32)[:, None]
-    missing = torch.full_like(low, len(errors) - 1)
-    return low, torch.where(errors == low, rows, missing).amin(0, keepdim=True).long()
+        torch.clamp(u, self.low, self.high, out=out).round_()
 
 
 def farthest(x: Tensor, dim: int) -> Tensor:
@@ -141,7 +122,7 @@ def moments(
 
 def half(t: Tensor) -> Tensor:
     """t as float16 stores it (nearest even, saturated), in float32."""
-    return t.clamp(-65504.0, 65504.0).half().float()
+    return t.clamp(-HALF_MAX, HALF_MAX).half().float()
 
 
 def divide(a: Tensor, b: Tensor) -> Tensor:
@@ -196,8 +177,8 @@ def search_scale(
     scales = farthest(x, 0) / torch.tensor(tries, device=x.device)[:, None]
     mo = moments_of_each(x, w, reciprocal(scales), None, levels, work)
     scales, errors = refit_scale(scales, mo)
-    error, at = least(errors)
-    best = scales.gather(0, at)[0]
+    error, at = errors.min(0)
+    best = scales.gather(0, at[None])[0]
     for _ in range(rounds):
         scale, e = refit_scale(best, moments(x, w, reciprocal(best), None, levels, work))
         better = e < error
@@ -229,8 +210,8 @@ def search_affine(
     inverse = reciprocal(scales)
     mo = moments_of_each(x, w, inverse, mins * inverse, levels, work)
     scales, mins, errors = refit_affine(scales, mins, w_sum, mo, signed)
-    error, at = least(errors)
-    best = scales.gather(0, at)[0], mins.gather(0, at)[0]
+    error, at = errors.min(0)
+    best = scales.gather(0, at[None])[0], mins.gather(0, at[None])[0]
     for _ in range(rounds):
         scale, minimum = best
         inverse = reciprocal(scale)

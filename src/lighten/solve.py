@@ -96,7 +96,7 @@ def solve(
     model = weights.model
     for layer in model.layers:
         if layer.block is None and layer.name in weights:
-            weights.once(layer.name, partial(_one, weights, layer, outside[layer.name]))
+            weights.once(layer.name, partial(_alone, weights, layer, outside[layer.name]))
     first = [layer.name for layer in model.layers if layer.block is None]
     stream = Stream(model, windows, weights=Dense(weights, first), device=device)
     for index in stream:
@@ -154,8 +154,5 @@ def _rows(solved: Compressed, rows: Tensor) -> Mapping[str, Tensor]:
     return solved.rows(index).parts
 
 
-def _one(weights: Weights, layer: Layer, stats: Stats) -> Mapping[str, Tensor]:
-    spec = weights.specs[layer.name]
-    weight = weights.model.weight(layer).to(stats.hessian)
-    solved: Compressed = solvers[spec.solver or "gptq"](weight, stats, spec)
-    return solved.parts
+def _alone(weights: Weights, layer: Layer, stats: Stats) -> Mapping[str, Tensor]:
+    return _solve_group(weights, [layer], stats).parts

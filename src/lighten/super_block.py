@@ -23,16 +23,14 @@ from lighten.scale_search import (
     Work,
     divide,
     farthest,
-    least,
+    half,
     moments,
     reciprocal,
-    round_,
     search_affine,
     search_scale,
     squared_error,
 )
 
-HALF_MAX = 65504.0
 _CROSS = ((0, 0), (-1, 0), (1, 0), (0, -1), (0, 1))
 _SQUARE = (*_CROSS, (-1, -1), (-1, 1), (1, -1), (1, 1))
 _LINE = ((0, 0), (-1, 0), (1, 0))
@@ -96,7 +94,7 @@ class Problem:
 
     def half(self, d: Tensor) -> Tensor:
         """d as float16 stores it (saturated), in this problem's units; d (..., super-blocks)."""
-        return (d * self.unit).clamp_(-HALF_MAX, HALF_MAX).half().float() / self.unit
+        return half(d * self.unit) / self.unit
 
     def spread(self, per_super_block: Tensor) -> Tensor:
         return per_super_block.repeat_interleave(self.spec.subs)
@@ -152,11 +150,11 @@ def refit_sub_blocks(
     p = Problem.of(x, w, _single(spec), unit)
     d, dmin = d / unit, dmin / unit
     real, low = best_real(p)
-    s = round_((real * reciprocal(d)).clamp_(spec.scale_low, spec.scale_high))
+    s = (real * reciprocal(d)).clamp_(spec.scale_low, spec.scale_high).round_()
     if spec.affine:
         mo = p.moments(real, low)
         low = _min_for(p, mo, real, low, s * d)
-        m = round_((low * reciprocal(dmin)).clamp_(0, spec.min_high))
+        m = (low * reciprocal(dmin)).clamp_(0, spec.min_high).round_()
     else:
         m = torch.zeros_like(s)
     start, e = _neighbours(p, Fitted(d, dmin, s, m), _SQUARE if spec.affine else _LINE)
@@ -202,10 +200,10 @@ def _shared(
     r, c = real.view(-1, p.spec.subs), curvature.view(-1, p.spec.subs)
     targets = torch.tensor(peaks, device=r.device)
     d = p.half(farthest(r, 1) / targets[:, None])
-    integer = round_((r * reciprocal(d)[..., None]).clamp_(low, high))
+    integer = (r * reciprocal(d)[..., None]).clamp_(low, high).round_()
     cost = (integer * d[..., None]).sub_(r).square_().mul_(c).sum(-1)
-    d = d.gather(0, least(cost)[1])[0]
-    return d, round_((r * reciprocal(d)[:, None]).clamp_(low, high)).view(-1)
+    d = d.gather(0, cost.argmin(0, keepdim=True))[0]
+    return d, (r * reciprocal(d)[:, None]).clamp_(low, high).round_().view(-1)
 
 
 def _quantized(p: Problem, real: Tensor, low: Tensor) -> Fitted:
@@ -229,8 +227,8 @@ def _neighbours(
     by = torch.tensor(offsets, dtype=torch.float32, device=at.d.device)
     s = (at.scale + by[:, :1]).clamp_(p.spec.scale_low, p.spec.scale_high)
     m = (at.min + by[:, 1:]).clamp_(0, p.spec.min_high)
-    error, best = least(p.errors(p.spread(at.d) * s, p.spread(at.dmin) * m))
-    found = Fitted(at.d, at.dmin, s.gather(0, best)[0], m.gather(0, best)[0])
+    error, best = p.errors(p.spread(at.d) * s, p.spread(at.dmin) * m).min(0)
+    found = Fitted(at.d, at.dmin, s.gather(0, best[None])[0], m.gather(0, best[None])[0])
     return found, error.view(-1, p.spec.subs).sum(1)
 
 

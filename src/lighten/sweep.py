@@ -110,9 +110,8 @@ def descend(
     grid = {k: g.clone() for k, g in grid.items()}
     q = _column_major(fmt.decode(codes, grid))
     codes = _column_major(codes)
-    pull = _column_major(
-        (w - q) @ hessian
-    )  # half the negative gradient of the error with respect to q
+    # half the negative gradient of the error with respect to q
+    pull = _column_major((w - q) @ hessian)
     n = w.shape[1]
     width = fmt.block or n
     for _ in range(passes):

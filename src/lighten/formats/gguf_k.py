@@ -17,8 +17,8 @@ from torch import Tensor
 
 from lighten.formats import gguf_k_pack as layout
 from lighten.registry import formats
-from lighten.scale_search import Consecutive, checked, over_chunks, reciprocal
-from lighten.super_block import HALF_MAX, Search, fit_super_blocks, refit_sub_blocks
+from lighten.scale_search import HALF_MAX, Consecutive, checked, half, over_chunks, reciprocal
+from lighten.super_block import Search, fit_super_blocks, refit_sub_blocks
 from lighten.types import Grid
 
 BLOCK = 256
@@ -90,7 +90,7 @@ class SuperBlock:
 
     def settle(self, part: str, value: Tensor) -> Tensor:
         if part in ("d", "dmin"):
-            return value.clamp(-HALF_MAX, HALF_MAX).half().float()
+            return half(value)
         s = self.search
         low, high = (s.scale_low, s.scale_high) if part == "scale" else (0, s.min_high)
         return value.round().clamp_(low, high)

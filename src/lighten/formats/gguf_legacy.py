@@ -17,6 +17,7 @@ from torch import Tensor
 from lighten.formats.gguf_iq4_xs import LEVELS, Table
 from lighten.registry import formats
 from lighten.scale_search import (
+    HALF_MAX,
     Consecutive,
     Levels,
     Work,
@@ -31,7 +32,6 @@ from lighten.scale_search import (
 from lighten.types import Grid, tensor_bytes
 
 BLOCK = 32
-HALF_MAX = 65504.0
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,8 @@ class Block32:
         """scale (and min) (out, blocks); raises BadInput."""
         checked(self.name, w, importance, HALF_MAX * max(self.top, -self.low))
         search = self._line if self.has_min else self._ray
-        found = over_chunks(search, w, importance, BLOCK, BLOCK, len(_TRIES[self.name]))
+        tries = len(_CLIPS[self.code_bits] if self.has_min else _TRIES[self.name])
+        found = over_chunks(search, w, importance, BLOCK, BLOCK, tries)
         shape = (w.shape[0], w.shape[1] // BLOCK)
         names = ("scale", "min") if self.has_min else ("scale",)
         return {name: t.view(shape) for name, t in zip(names, found, strict=True)}
@@ -177,19 +178,17 @@ def _columns(per_block: Tensor, start: int, count: int) -> Tensor:
     return per_block[:, index]
 
 
-# levels on which the largest magnitude of a block may fall
-_Q4 = [*torch.linspace(6.2, 9.2, 9).tolist()]
-_Q5 = [*torch.linspace(13.6, 17.2, 7).tolist()]
+# types without a min: levels on which the largest magnitude of a block may fall
+_Q4 = torch.linspace(6.2, 9.2, 9).tolist()
+_Q5 = torch.linspace(13.6, 17.2, 7).tolist()
 _IQ4 = torch.linspace(95, 165, 12).tolist()
 _TRIES = {
     "q4_0": _Q4 + [-t for t in _Q4],
     "q5_0": _Q5 + [-t for t in _Q5],
     "q8_0": torch.linspace(125.6, 128.2, 5).tolist(),
     "iq4_nl": _IQ4 + [-t for t in _IQ4],
-    "q4_1": [0.0] * 15,
-    "q5_1": [0.0] * 18,
 }
-# share of the range max - min that the levels span, and share of the rest cut off below
+# types with one: share of the range that the levels span, and share of the rest cut off below
 _CLIPS = {
     4: [(f, t) for f in torch.linspace(0.78, 1.02, 5).tolist() for t in (0.0, 0.5, 1.0)],
     5: [(f, t) for f in torch.linspace(0.88, 1.02, 6).tolist() for t in (0.0, 0.5, 1.0)],

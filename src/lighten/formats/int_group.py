@@ -16,21 +16,19 @@ from torch import Tensor
 
 from lighten.registry import formats
 from lighten.scale_search import (
+    HALF_MAX,
     Consecutive,
     Moments,
     Work,
     checked,
-    least,
+    half,
     moments_of_each,
     over_chunks,
     reciprocal,
     refit_scale,
-    round_,
     squared_error,
 )
 from lighten.types import Grid
-
-_HALF_MAX = 65504.0
 
 
 @dataclass(frozen=True)
@@ -73,7 +71,7 @@ class IntGroup:
     # -- numbers -------------------------------------------------------------------------------
     def fit(self, w: Tensor, importance: Tensor | None = None) -> Grid:
         """Scale (out, groups), and zero alike; raises BadInput."""
-        checked(self.name, w, importance, _HALF_MAX * self.middle)
+        checked(self.name, w, importance, HALF_MAX * self.middle)
         k = self.block or w.shape[1]
         scale, zero = over_chunks(
             self._search, w, importance, k, k, 3 * len(_SHARES[self.code_bits])
@@ -96,7 +94,7 @@ class IntGroup:
             low = x.amin(0).clamp_(max=0)
             width = x.amax(0).clamp_(min=0) - low
             plain = width / self.high
-            zero = round_((-low * reciprocal(plain)).clamp_(0, self.high))
+            zero = (-low * reciprocal(plain)).clamp_(0, self.high).round_()
             shifts = torch.tensor([[0.0], [-1.0], [1.0]], device=x.device)
 
         def best_of(s: Tensor, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -104,8 +102,8 @@ class IntGroup:
             zs = (z + shifts).clamp_(0, self.high)
             zs, s = zs.repeat(len(s), 1), s.repeat_interleave(len(shifts), 0)
             s, e = refit_scale(s, self._moments(x, imp, w_sum, s, zs, work))
-            e, at = least(e.masked_fill_(s <= 0, torch.inf))
-            return s.gather(0, at)[0], zs.gather(0, at)[0], e
+            e, at = e.masked_fill_(s <= 0, torch.inf).min(0)
+            return s.gather(0, at[None])[0], zs.gather(0, at[None])[0], e
 
         s, z, e = best_of(width * shares, zero)
         for _ in range(2):
@@ -114,7 +112,7 @@ class IntGroup:
             s, z = torch.where(better, s_new, s), torch.where(better, z_new, z)
             e = torch.where(better, e_new, e)
         # what counts is the error with the scale as it is stored
-        s, plain = _half(s), _half(plain)
+        s, plain = half(s), half(plain)
         found = torch.isfinite(e) & (
             self._error(x, imp, s, z, work) <= self._error(x, imp, plain, zero, work)
         )
@@ -145,7 +143,7 @@ class IntGroup:
         return level.mul_(self._columns(grid["scale"], start, codes.shape[1]))
 
     def settle(self, part: str, value: Tensor) -> Tensor:
-        return _half(value) if part == "scale" else value.round().clamp_(0, self.high)
+        return half(value) if part == "scale" else value.round().clamp_(0, self.high)
 
     def _zero(self, grid: Grid, start: int, count: int) -> Tensor | float:
         return self.middle if self.symmetric else self._columns(grid["zero"], start, count)
@@ -175,10 +173,6 @@ class IntGroup:
             groups = shape[1] // (self.block or shape[1])
             grid["zero"] = unpack_bits(packed["zero"], self.code_bits, groups).float()
         return unpack_bits(packed["codes"], self.code_bits, shape[1]), grid
-
-
-def _half(t: Tensor) -> Tensor:
-    return t.clamp(-_HALF_MAX, _HALF_MAX).half().float()
 
 
 def _packed(count: int, bits: int) -> int:
