@@ -29,7 +29,7 @@ Rows = list[dict[str, Any]]
 
 def results(language: str, folder: Path = HERE) -> str:
     """The README's table: ours beside the best llama.cpp file of the same or smaller size."""
-    ours = [row for row in _read(folder, "gguf_quality/ours.json") or [] if "ratio" in row]
+    ours = [row for row in _ours(folder) if "ratio" in row and not row["name"].endswith(" pure")]
     if not ours:
         return NOT_YET[language]
     rows = [
@@ -40,9 +40,16 @@ def results(language: str, folder: Path = HERE) -> str:
     return _table(RESULTS[language], rows, text=(2,))
 
 
+def _ours(folder: Path) -> Rows:
+    """Our rows, the smallest file first."""
+    return sorted(
+        _read(folder, "gguf_quality/ours.json") or [], key=lambda row: row.get("bytes", 0)
+    )
+
+
 def gguf_quality(folder: Path = HERE) -> str:
     """Ours with what it is compared to, then every llama.cpp file."""
-    ours: Rows = _read(folder, "gguf_quality/ours.json") or []
+    ours = _ours(folder)
     peer: Rows = _read(folder, "gguf_quality/peer.json") or []
     head = ("lighten", "MB", "KLD", "p99 KLD", "top-1", "perplexity", "tokens/s",
             "llama.cpp", "MB", "KLD", "tokens/s", "ours ÷ theirs")  # fmt: skip
