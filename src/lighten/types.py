@@ -252,6 +252,36 @@ class Plan:
             raise WrongUse(f"this is not a plan: {error}", "see docs/concepts/plan.md") from error
 
 
+@dataclass(frozen=True, eq=False)
+class Member:
+    """Where an axis lies in one tensor of the state dict.
+
+    index: (width, k) int64: unit i of the axis owns positions index[i] along dimension `dim`. role:
+    "writes" (these outputs of a weight are the axis), "reads" (these inputs of a weight), "carries"
+    (one number a channel: bias, norm, running mean, learned scale).
+    """
+
+    parameter: str
+    dim: int
+    index: Tensor
+    role: str
+
+
+@dataclass(frozen=True, eq=False)
+class Axis:
+    """Channels, heads or groups of a network that live and die together, unit by unit.
+
+    name: the parameter that writes it first (`layer1.0.conv1.weight`). width: its units. kind: what
+    a unit is: "channels", "heads", "groups". locked: None, or why no unit can be removed.
+    """
+
+    name: str
+    width: int
+    kind: str
+    members: tuple[Member, ...]
+    locked: str | None = None
+
+
 _UNITS = {"b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
 
 
