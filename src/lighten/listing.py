@@ -23,9 +23,9 @@ def kinds() -> dict[str, registry.Registry[Any]]:
 
 
 def listing(kind: str | None = None) -> dict[str, list[dict[str, object]]]:
-    """Kind -> rows of name and doc (formats: bits per weight, rows that fit too); None: every kind.
+    """Kind -> rows of name and doc; None: every kind. Raises UnknownName.
 
-    Raises UnknownName.
+    Formats say their bits per weight and rows that fit too, exporters what they hold.
     """
     known = kinds()
     if kind is None:
@@ -44,6 +44,8 @@ def _rows(entries: registry.Registry[Any]) -> list[dict[str, object]]:
         if entries is registry.formats:
             row["bits_per_weight"] = round(float(entry.bits(_TYPICAL_ROW)), 3)
             row["rows_of"] = f"any multiple of {entry.block}" if entry.block > 1 else "any length"
+        if entries is registry.exporters:
+            row["holds"] = entry.holds
         row["doc"] = _doc(entry, entries.homes.get(name, ""))
         rows.append(row)
     if entries is registry.formats:

@@ -179,11 +179,12 @@ class Compressed:
 class Exporter(Protocol):
     """Where the bytes go: one kind of file or folder. `model`: a lighten.model.Model.
 
-    suffix: of the output's name, "" for a folder. The layers in `weights` and `specs` are named as
+    holds: "language models". suffix: of the output's name, "" for a folder. The layers in `weights` and `specs` are named as
     in the state dict; all others, and all other tensors, are carried over as they are.
     """
 
     name: str
+    holds: str
     suffix: str
 
     def refuses(self, model: Any) -> str | None:
@@ -212,6 +213,32 @@ class Exporter(Protocol):
         """How many inputs share a scale where the runtime rounds them to 8 bits, or None."""
 
     def notes(self, model: Any) -> tuple[str, ...]:
+        """What a reader of the output should know."""
+
+
+class NetworkExporter(Protocol):
+    """Where the bytes of a lighten.network.Network or a lighten.quantized.Quantized go.
+
+    holds: "networks". suffix: of the output's name, "" for a folder.
+    """
+
+    name: str
+    holds: str
+    suffix: str
+
+    def refuses(self, model: Any) -> str | None:
+        """None, or why this target cannot hold it at all: all that is no network is refused."""
+
+    def write(self, network: Any, path: Path) -> None:
+        """Write the whole output, or nothing; two writes are byte-identical; raises UserError."""
+
+    def read(self, path: Path) -> Mapping[str, Tensor]:
+        """What was written: state-dict names and shapes -> the numbers that are computed with."""
+
+    def nbytes(self, network: Any) -> int:
+        """Bytes of all files that write would make: exact."""
+
+    def notes(self, network: Any) -> tuple[str, ...]:
         """What a reader of the output should know."""
 
 

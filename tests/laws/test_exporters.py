@@ -18,7 +18,7 @@ from lighten.types import Compressed, Layer, Spec
 from lighten.verify import verify
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "gemma3_text", "gpt2")
-NAMES = tuple(exporters)
+NAMES = tuple(name for name in exporters if exporters[name].holds == "language models")
 PREFERRED = ("q4_0", "q8_0", "q5_1", "int4_g32_sym", "int8_channel_sym", "int3_g32_sym")
 
 Tiny = Callable[..., Path]

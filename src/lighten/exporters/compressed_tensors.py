@@ -46,6 +46,7 @@ class CompressedTensors:
     """The exporter. shard_bytes: the most that one file of weights may have."""
 
     name: str = "compressed_tensors"
+    holds: str = "language models"
     suffix: str = ""
     shard_bytes: int = SHARD_BYTES
 

@@ -61,6 +61,7 @@ class Gguf:
     """The exporter."""
 
     name: str = "gguf"
+    holds: str = "language models"
     suffix: str = ".gguf"
 
     def refuses(self, model: Any) -> str | None:

@@ -27,6 +27,7 @@ class HuggingFace:
     """The exporter. shard_bytes: the most that one file of weights may have."""
 
     name: str = "huggingface"
+    holds: str = "language models"
     suffix: str = ""
     shard_bytes: int = SHARD_BYTES
 
