@@ -179,8 +179,9 @@ class Compressed:
 class Exporter(Protocol):
     """Where the bytes go: one kind of file or folder. `model`: a lighten.model.Model.
 
-    holds: "language models". suffix: of the output's name, "" for a folder. The layers in `weights` and `specs` are named as
-    in the state dict; all others, and all other tensors, are carried over as they are.
+    holds: "language models". suffix: of the output's name, "" for a folder. The layers in `weights`
+    and `specs` are named as in the state dict; all others, and all other tensors, are carried over
+    as they are.
     """
 
     name: str
