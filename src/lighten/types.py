@@ -311,46 +311,79 @@ class Axis:
 
 
 _UNITS = {"b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
+_COUNTS = {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12}
+_SPENT = {"macs": "macs", "mac": "macs", "params": "params", "parameters": "params", "ms": "ms"}
 
 
 @dataclass(frozen=True)
 class Budget:
     """A limit in what the user measures.
 
+    unit: "bytes" or "share" (of the bytes) of the file, "bpw", or for networks "macs", "params",
+    "ms" (of one input, in the real runtime). relative: the value is a share of what it is now.
+
     >>> Budget.parse("90MB")
-    Budget(value=90000000.0, unit='bytes')
+    Budget(value=90000000.0, unit='bytes', relative=False)
     >>> Budget.parse("4.5bpw").limit(weights=1_000_000, size_before=4_000_000)
     562500
     >>> Budget.parse("25%").limit(weights=1_000_000, size_before=4_000_000)
     1000000
+    >>> Budget.parse("0.5 macs"), Budget.parse("60M macs").value, Budget.parse("50% ms").relative
+    (Budget(value=0.5, unit='macs', relative=True), 60000000.0, True)
     """
 
     value: float
-    unit: str  # "bytes", "bpw", "share"
+    unit: str
+    relative: bool = False
 
     @classmethod
     def parse(cls, text: str) -> Budget:
-        """Read "80MB", "80MiB", "4.5bpw" or "25%"; raises WrongUse."""
-        m = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*([a-zA-Z%]*)\s*", text)
-        hint = 'write "80MB" (file size), "4.5bpw" (bits per weight) or "25%" (of the size now)'
+        """Read "80MB", "80MiB", "4.5bpw", "25%"; "0.5 macs" (half of them), "60M macs", "50% macs"
+        and likewise "params"; "12ms", "50% ms", "0.5x ms". Raises WrongUse."""
+        hint = (
+            'write "80MB" (file size), "4.5bpw" (bits per weight) or "25%" (of the size now); '
+            'for a network also "0.5 macs", "2M params", "12ms" or "50% ms"'
+        )
+        m = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*([a-zA-Z%]*)\s*([a-zA-Z]*)\s*", text)
         if not m or not math.isfinite(float(m[1])) or float(m[1]) <= 0:
             raise WrongUse(f"budget `{text}` is not a positive amount with a unit", hint)
-        value, unit = float(m[1]), m[2].lower()
-        if unit in _UNITS:
+        value, unit, of = float(m[1]), m[2].lower(), m[3].lower()
+        if not of and unit in _UNITS:
             return cls(value * _UNITS[unit], "bytes")
-        if unit == "bpw":
+        if not of and unit == "bpw":
             return cls(value, "bpw")
-        if unit == "%":
+        if unit == "%" and (not of or of == "bytes"):
             return cls(value / 100, "share")
+        share, unit = (unit, of) if of else ("", unit)
+        if unit in _SPENT and share in ("%", "x"):
+            return cls(value / (100 if share == "%" else 1), _SPENT[unit], True)
+        if unit == "ms" and not share:
+            return cls(value, "ms")
+        if unit in _SPENT and share in _COUNTS and unit != "ms":
+            # nobody has a network of one multiply-add: up to 1 it is a share
+            relative = not share and value <= 1
+            return cls(value * _COUNTS[share], _SPENT[unit], relative)
         raise WrongUse(f"budget `{text}` has no unit that lighten knows", hint)
 
     def limit(self, weights: int, size_before: int) -> int:
-        """The limit in bytes of the exported file, for a model of so many weights and bytes."""
+        """The limit in bytes of the exported file, for a model of so many weights and bytes.
+
+        Raises WrongUse for a budget that is not one of bytes.
+        """
         if self.unit == "bytes":
             return int(self.value)
         if self.unit == "bpw":
             return int(self.value * weights / 8)
-        return int(self.value * size_before)
+        if self.unit == "share":
+            return int(self.value * size_before)
+        raise WrongUse(
+            f"a language model's budget is not in {self.unit}",
+            'write "80MB" (file size), "4.5bpw" (bits per weight) or "25%" (of the size now)',
+        )
+
+    def amount(self, now: float) -> float:
+        """The limit in the budget's own unit, for a network that spends `now`."""
+        return self.value * now if self.relative or self.unit == "share" else self.value
 
 
 def tensor_bytes(t: Tensor) -> Tensor:
