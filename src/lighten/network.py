@@ -83,6 +83,12 @@ class Network:
         return graph_of(self.program)
 
     @cached_property
+    def flexible(self) -> fx.GraphModule:
+        """The graph for any batch size, its nodes named as in `graph`; raises BadInput."""
+        inputs = tuple(torch.cat([x[:1], x[:1]]) for x in self.inputs)  # 1 would be traced as fixed
+        return graph_of(export_graph(self.module, inputs, batch=True))
+
+    @cached_property
     def layers(self) -> tuple[Layer, ...]:
         """Every weight of a convolution or linear operator, in the order of execution, as
         (out, in): of a convolution, in is channels / groups * kernel height * kernel width."""
