@@ -52,7 +52,7 @@ def size_terms(
     network: Network, axes: Iterable[Axis], per_number: Mapping[str, float]
 ) -> tuple[list[Term], float]:
     """(terms, fixed cost). per_number: what one stored number of each parameter costs: 1 for
-    parameters, uses per example for multiply-adds, bytes for bytes; those not in it cost nothing."""
+    parameters, uses per example for multiply-adds, bytes for bytes; others cost nothing."""
     found = extents(network, axes)
     sizes = {name: t.numel() for name, t in network.module.state_dict().items()}
     fixed = sum(each * sizes[name] for name, each in per_number.items() if name not in found)

@@ -1,0 +1,144 @@
+"""What a network is calibrated and measured on: inputs, and labels where there are any.
+
+Images from disk, a tensor, an array, a DataLoader or any iterable of batches all become the same
+three tensors, split once: what is measured on is never calibrated on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lighten.errors import BadInput, WrongUse
+
+HELD_OUT = 2048
+"""Most examples that are held out to measure on where no other data is given for it."""
+
+
+@dataclass(frozen=True, eq=False)
+class Samples:
+    """calibration, held_out: (count, ...) as the network takes them. labels: (count,) of held_out.
+
+    digest: sha256 in hex of all three.
+    """
+
+    calibration: Tensor
+    held_out: Tensor
+    labels: Tensor | None
+    source: str
+    digest: str
+
+
+def split(count: int, calibration: int) -> tuple[int, int]:
+    """How many of `count` examples to calibrate and to measure on.
+
+    >>> split(50_000, 1024), split(250, 1024), split(3, 1024)
+    ((1024, 2048), (100, 150), (1, 2))
+    """
+    first = max(1, min(calibration, int(0.4 * count)))
+    return first, min(HELD_OUT, count - first)
+
+
+def samples(
+    data: Any, *, calibration: int = 1024, test: Any = None, source: str = "", seed: int = 0
+) -> Samples:
+    """Split `data`, or take `test` (of the same kind) to measure on.
+
+    data: a tensor or array (count, ...), a pair of them (inputs, labels), lighten.images.Images, or
+    an iterable of batches or of (batch, labels). Raises WrongUse, BadInput (too few, NaN).
+    """
+    if calibration < 1:
+        raise WrongUse(f"{calibration} examples to calibrate on", "give at least 1")
+    if test is not None:
+        x, _ = _gather(data, calibration, seed)
+        held, labels = _gather(test, None, seed)
+    else:
+        x, labels = _gather(data, calibration + HELD_OUT, seed)
+        if len(x) < 2:
+            raise BadInput(
+                f"{source or 'the data'} has {len(x)} example",
+                "two are needed, one of them to measure on",
+            )
+        first, rest = split(len(x), calibration)
+        held = x[first : first + rest]
+        labels = None if labels is None else labels[first : first + rest]
+        x = x[:first]
+    for name, part in (("calibrate", x), ("measure", held)):
+        if not len(part):
+            raise BadInput(f"there is no example to {name} on", "give more data")
+        if not bool(torch.isfinite(part).all()):
+            raise BadInput("the data holds NaN or infinite values", "check how it is normalised")
+    if held.shape[1:] != x.shape[1:]:
+        raise BadInput(
+            f"examples to measure on are {tuple(held.shape[1:])}, to calibrate on"
+            f" {tuple(x.shape[1:])}",
+            "both must have one shape",
+        )
+    return Samples(x, held, labels, source or _called(data), _digest(x, held, labels))
+
+
+def _gather(data: Any, most: int | None, seed: int) -> tuple[Tensor, Tensor | None]:
+    """Up to `most` inputs and their labels, in memory; sized data is drawn from as a whole."""
+    if hasattr(data, "tensor") and hasattr(data, "labels"):  # lighten.images.Images
+        index = _draw(len(data), most, seed)
+        return data.tensor(index), data.labels(index)
+    if isinstance(data, tuple) and len(data) == 2 and not isinstance(data[0], tuple):
+        x, y = torch.as_tensor(data[0]), torch.as_tensor(data[1])
+        if len(x) != len(y):
+            raise BadInput(f"{len(x)} inputs and {len(y)} labels", "give as many of both")
+        index = _draw(len(x), most, seed)
+        return x[index], y[index]
+    if isinstance(data, Tensor) or hasattr(data, "__array__"):
+        x = torch.as_tensor(data)
+        return x[_draw(len(x), most, seed)], None
+    if not isinstance(data, Iterable):
+        raise WrongUse(
+            f"a {type(data).__name__} is no data",
+            "give a tensor (count, ...), a DataLoader, an iterable of batches or a path",
+        )
+    return _collect(data, most)
+
+
+def _collect(batches: Iterable[Any], most: int | None) -> tuple[Tensor, Tensor | None]:
+    xs, ys, count = [], [], 0
+    for batch in batches:
+        x, y = batch if isinstance(batch, tuple | list) and len(batch) == 2 else (batch, None)
+        x = x[0] if isinstance(x, tuple | list) else x
+        if not isinstance(x, Tensor):
+            raise BadInput(f"a batch is a {type(x).__name__}", "batches must be tensors")
+        xs.append(x.cpu())
+        if isinstance(y, Tensor) and y.dim() == 1 and len(y) == len(x):
+            ys.append(y.cpu())
+        count += len(x)
+        if most is not None and count >= most:
+            break
+    if not xs:
+        raise BadInput("the data has no batch", "give at least one")
+    labels = torch.cat(ys)[:most] if len(ys) == len(xs) else None
+    return torch.cat(xs)[:most], labels
+
+
+def _draw(count: int, most: int | None, seed: int) -> Tensor:
+    """Indices of up to `most` of `count` examples; seed 0 keeps the order."""
+    if seed == 0:
+        return torch.arange(count if most is None else min(count, most))
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randperm(count, generator=generator)[:most]
+
+
+def _called(data: Any) -> str:
+    return str(getattr(data, "source", "") or f"a {type(data).__name__}")
+
+
+def _digest(*parts: Tensor | None) -> str:
+    sha = hashlib.sha256()
+    for part in parts:
+        if part is not None:
+            sha.update(f"{tuple(part.shape)}{part.dtype}".encode())
+            sha.update(part.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return sha.hexdigest()
