@@ -1,0 +1,1 @@
+"""Rewrites of a network that leave what it computes unchanged."""
