@@ -36,11 +36,30 @@ PLUG_INS = (
 SHARED = {
     "formats": {"lighten.scale_search", "lighten.super_block"},
     "solvers": {"lighten.sweep"},
-    "exporters": {"lighten.containers", "lighten.gguf_file", "lighten.tensors"},
+    "exporters": {
+        "lighten.containers",
+        "lighten.gguf_file",
+        "lighten.network",
+        "lighten.onnx_graph",
+        "lighten.onnx_matmul_nbits",
+        "lighten.onnx_qdq",
+        "lighten.quantized",
+        "lighten.tensors",
+    },
 }
 # An exporter reads back what it wrote as a user's model would be opened.
 OPENS = {"exporters": {"lighten.model"}}
-OPTIONAL = {"compressed_tensors", "keras", "onnx", "onnxruntime", "psutil", "ray", "xllamacpp"}
+OPTIONAL = {
+    "compressed_tensors",
+    "keras",
+    "onnx",
+    "onnxruntime",
+    "onnxscript",
+    "openvino",
+    "psutil",
+    "ray",
+    "xllamacpp",
+}
 SLOW_TO_IMPORT = {"transformers", "huggingface_hub"}
 PUBLIC: list[str] = [
     "Budget",
