@@ -39,11 +39,13 @@ class Network:
 
     inputs: positional example inputs, first dimension the batch, on the module's device. source:
     what the user called it. The module is lighten's own copy (`Network.of`): never the user's.
+    notes: what its user should know of it.
     """
 
     module: nn.Module
     inputs: tuple[Tensor, ...]
     source: str = "a module"
+    notes: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, module: nn.Module, inputs: Any, source: str = "") -> Network:
