@@ -35,13 +35,14 @@ PLUG_INS = (
 # nothing of models, runs or pipelines.
 SHARED = {
     "formats": {"lighten.scale_search", "lighten.super_block"},
-    "solvers": {"lighten.sweep"},
+    "solvers": {"lighten.exchange", "lighten.sparse", "lighten.sweep"},
     "exporters": {
         "lighten.containers",
         "lighten.gguf_file",
         "lighten.network",
         "lighten.onnx_graph",
         "lighten.onnx_matmul_nbits",
+        "lighten.onnx_pads",
         "lighten.onnx_qdq",
         "lighten.quantized",
         "lighten.tensors",
@@ -50,12 +51,14 @@ SHARED = {
 # An exporter reads back what it wrote as a user's model would be opened.
 OPENS = {"exporters": {"lighten.model"}}
 OPTIONAL = {
+    "PIL",
     "compressed_tensors",
     "keras",
     "onnx",
     "onnxruntime",
     "onnxscript",
     "openvino",
+    "pyarrow",
     "psutil",
     "ray",
     "xllamacpp",
