@@ -20,6 +20,7 @@ from torch import Tensor, fx
 
 from lighten.errors import BadInput, BadOutput, MissingPackage
 from lighten.network import Network, export_graph
+from lighten.onnx_pads import fold_pads
 from lighten.quantized import Edge
 
 DOMAIN = "lighten"
@@ -72,6 +73,7 @@ def marked_model(network: Network, edges: Mapping[str, Edge]) -> Any:
             f"the quantizer of `{lost[0]}` has no place in the ONNX graph of {network.source}",
             "nothing uses that node's value, or torch.onnx merged it: quantize it no more",
         )
+    fold_pads(model.graph, (DOMAIN, MARK))
     _clean(model, set(network.module.state_dict()))
     return model
 

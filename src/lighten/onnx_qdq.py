@@ -113,6 +113,10 @@ class _Rewriter:
         edge = self.quantized.edges[name]
         source, target = node.input[0], node.output[0]
         kind, first, last = _container(name, edge)
+        self.grids[target] = edge
+        if self.grids.get(source) == edge:  # rounding twice changes nothing
+            yield helper.make_node("Identity", [source], [target])
+            return
         if (edge.first, edge.last) != (first, last):
             low, high = np.float32(edge.low), np.float32(edge.high)
             bounds = [self._add(f"{name}/low", low), self._add(f"{name}/high", high)]
@@ -124,7 +128,6 @@ class _Rewriter:
         grid = [scale, zero]
         yield helper.make_node("QuantizeLinear", [source, *grid], [f"{name}/codes"])
         yield helper.make_node("DequantizeLinear", [f"{name}/codes", *grid], [target])
-        self.grids[target] = edge
 
     # -- weights -------------------------------------------------------------------------------
     def _dequantized(self, name: str, weight: Compressed) -> None:
@@ -137,8 +140,8 @@ class _Rewriter:
         if weight.format.code_bits == 8:  # type: ignore[attr-defined]
             self._add(source, codes.reshape(shape))
         else:
-            flat = codes.reshape(-1).tolist()
-            tensor = helper.make_tensor(source, TensorProto.INT4, shape, flat)
+            packed = _nibbles(codes.reshape(-1))
+            tensor = helper.make_tensor(source, TensorProto.INT4, shape, packed, raw=True)
             self.initializers[source] = tensor
             self.before.append(
                 helper.make_node("Cast", [source], [f"{name}/int8"], to=TensorProto.INT8)
@@ -227,6 +230,12 @@ def levels(name: str, weight: Compressed) -> tuple[Array, Array]:
     signed = torch.where(dead[:, None], torch.zeros_like(signed), signed)
     scale = torch.where(dead, torch.ones_like(scale), scale)
     return signed.to(torch.int8).cpu().numpy(), scale.cpu().numpy()
+
+
+def _nibbles(codes: Array) -> bytes:
+    """Two codes of 4 bits a byte, the first in the low bits."""
+    low = np.pad(codes, (0, len(codes) % 2)).astype(np.uint8) & 15
+    return (low[::2] | low[1::2] << 4).astype(np.uint8).tobytes()
 
 
 def _container(name: str, edge: Edge) -> tuple[int, int, int]:
