@@ -15,8 +15,9 @@ from torch import Tensor
 
 from lighten.calibrate import Stream
 from lighten.model import Model
-from lighten.registry import formats, solvers
+from lighten.registry import solvers
 from lighten.run import Run
+from lighten.sparse import format_of
 from lighten.types import Compressed, Layer, Plan, Spec, Stats
 
 
@@ -46,7 +47,7 @@ class Weights(Mapping[str, Compressed]):
         """The stored weight, or the parts that fn computes, stored."""
         spec, layer = self.specs[name], self.layers[name]
         parts = self.run.tensors(f"{self.folder}/{name}", fn, given=str(spec))
-        return Compressed(spec, layer.shape, formats[str(spec.format)], parts)
+        return Compressed(spec, layer.shape, format_of(spec), parts)
 
     def stored(self, name: str) -> bool:
         return self.run.whole(f"{self.folder}/{name}.safetensors", given=str(self.specs[name]))

@@ -2,11 +2,14 @@
 
 Both lower tr((W - Q) H (W - Q)ᵀ) over what a format can store. The sweep visits each column once,
 rounds it and lets the columns to its right make up for the error; when it reaches a block it fits
-the block's scales on the weights as corrected so far. The descent then visits every code and every
-scale again and moves it to its best value while all others stand, so it never raises the error.
+the block's scales on the weights as corrected so far. Where weights are pruned, too, it chooses
+what goes on the weights as corrected so far, and makes up for it likewise. The descent then visits
+every code and every scale again and moves it to its best value while all others stand, so it never
+raises the error.
 
-*Source:* Frantar et al. 2022, "GPTQ", algorithm 1 (the sweep, there with fixed scales); the
-descent is exact line search along each coordinate.
+*Source:* Frantar et al. 2022, "GPTQ", algorithm 1 (the sweep, there with fixed scales); Frantar and
+Alistarh 2023, "SparseGPT", algorithm 1 (pruning in it); the descent is exact line search along each
+coordinate.
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ import torch
 from torch import Tensor
 
 from lighten.errors import BadInput
+from lighten.sparse import Pattern, fit_kept
 from lighten.types import Format, Grid
 
 DAMP = 0.02
@@ -66,11 +70,17 @@ def row_errors(w: Tensor, q: Tensor, hessian: Tensor) -> Tensor:
     return ((d @ hessian) * d).sum(1)
 
 
-def sweep(w: Tensor, factor: Factor, fmt: Format) -> tuple[Tensor, Grid]:
-    """Codes (out, in) and grid for w (out, in), each block's scales fitted as the sweep arrives."""
+def sweep(
+    w: Tensor, factor: Factor, fmt: Format, pattern: Pattern | None = None
+) -> tuple[Tensor, Grid]:
+    """Codes (out, in) and grid for w (out, in), each block's scales fitted as the sweep arrives.
+
+    pattern: prune as well; then the grid has an entry "mask" (out, in), True for what stays.
+    """
     w = _column_major(w)
     n, upper, importance = w.shape[1], factor.upper, factor.importance
     block = fmt.block or n
+    kept = None if pattern is None else torch.ones_like(w, dtype=torch.bool)
     chunk = max(128, fmt.block) if fmt.block else 128
     grids: list[Grid] = []
     codes: list[Tensor] = []
@@ -79,15 +89,20 @@ def sweep(w: Tensor, factor: Factor, fmt: Format) -> tuple[Tensor, Grid]:
         errors = torch.zeros(stop - start, w.shape[0], dtype=w.dtype, device=w.device).T
         for i in range(start, stop, fmt.step):
             inside = i % block
+            if kept is not None and pattern is not None and i % pattern.span == 0:
+                _prune(w, importance, pattern, kept, i, 0 if inside else block)
             if inside == 0:
                 span = slice(i, i + block)
-                grids.append(fmt.fit(w[:, span], importance[span]))
+                if kept is None:
+                    grids.append(fmt.fit(w[:, span], importance[span]))
+                else:
+                    grids.append(fit_kept(fmt, w[:, span], kept[:, span], importance[span]))
             elif fmt.sub != fmt.block and inside % fmt.sub == 0:
                 span = slice(i, i + fmt.sub)
                 grids[-1] = fmt.refit(w[:, span], grids[-1], inside, importance[span])
             j = i + fmt.step
             code = fmt.encode(w[:, i:j], grids[-1], inside)
-            error = w[:, i:j] - fmt.decode(code, grids[-1], inside)
+            error = w[:, i:j] - _decode(fmt, code, grids[-1], inside, kept, i)
             if fmt.step == 1:
                 error /= upper[i, i]
             else:
@@ -98,32 +113,62 @@ def sweep(w: Tensor, factor: Factor, fmt: Format) -> tuple[Tensor, Grid]:
             errors[:, i - start : j - start] = error
             codes.append(code)
         w[:, stop:].addmm_(errors, upper[start:stop, stop:], alpha=-1)
-    return torch.cat(codes, 1), {k: torch.cat([g[k] for g in grids], 1) for k in grids[0]}
+    grid = {k: torch.cat([g[k] for g in grids], 1) for k in grids[0]}
+    if kept is not None:
+        grid["mask"] = kept.contiguous()
+    return torch.cat(codes, 1), grid
+
+
+def _prune(
+    w: Tensor, importance: Tensor, pattern: Pattern, kept: Tensor, start: int, block: int
+) -> None:
+    """Decide, in place, what stays of the span at `start`; for a first guess, of all the block.
+
+    A block's scales are fitted before the sweep has corrected all of its weights.
+    """
+    stop = start + -(-max(block, pattern.span) // pattern.span) * pattern.span
+    look = w[:, start:] if pattern.far else w[:, start:stop]
+    score = look.square() * importance[start : start + look.shape[1]]
+    kept[:, start:stop] = pattern.choose(score, kept[:, :start])[:, : stop - start]
+
+
+def _decode(
+    fmt: Format, codes: Tensor, grid: Grid, start: int, kept: Tensor | None, at: int
+) -> Tensor:
+    """What the codes of columns at.. stand for, zero where they do not stay. start: in the grid."""
+    q = fmt.decode(codes, grid, start)
+    return q if kept is None else q * kept[:, at : at + codes.shape[1]]
 
 
 def descend(
     w: Tensor, hessian: Tensor, fmt: Format, codes: Tensor, grid: Grid, passes: int
 ) -> tuple[Tensor, Grid]:
-    """Better codes and grid, by exact line search along every scale and every code in turn."""
+    """Better codes and grid, by exact line search along every scale and every code in turn.
+
+    What does not stay (grid entry "mask", see sweep) is zero and does not move.
+    """
     if fmt.step != 1:
         return codes, grid
-    grid = {k: g.clone() for k, g in grid.items()}
-    q = _column_major(fmt.decode(codes, grid))
+    mask = grid.get("mask")
+    kept = None if mask is None else _column_major(mask)
+    grid = {k: g.clone() for k, g in grid.items() if k != "mask"}
+    q = _column_major(_decode(fmt, codes, grid, 0, kept, 0))
     codes = _column_major(codes)
     # half the negative gradient of the error with respect to q
     pull = _column_major((w - q) @ hessian)
     n = w.shape[1]
-    width = fmt.block or n
+    width = (fmt.block or n) if grid else 128
     for _ in range(passes):
         for start in range(0, n, width):
             span = slice(start, start + width)
             b = start // width
             part = {k: g[:, b : b + 1] for k, g in grid.items()}
+            stay = None if kept is None else kept[:, span]
             moved = _descend_block(fmt, codes[:, span], part, q[:, span], pull[:, span],
-                                   hessian[span, span])  # fmt: skip
+                                   hessian[span, span], stay)  # fmt: skip
             pull[:, :start].addmm_(moved, hessian[span, :start], alpha=-1)
             pull[:, start + width :].addmm_(moved, hessian[span, start + width :], alpha=-1)
-    return codes.contiguous(), grid
+    return codes.contiguous(), grid if mask is None else grid | {"mask": mask}
 
 
 def _column_major(t: Tensor) -> Tensor:
@@ -132,15 +177,15 @@ def _column_major(t: Tensor) -> Tensor:
 
 
 def _descend_block(
-    fmt: Format, codes: Tensor, grid: Grid, q: Tensor, pull: Tensor, h: Tensor
+    fmt: Format, codes: Tensor, grid: Grid, q: Tensor, pull: Tensor, h: Tensor, kept: Tensor | None
 ) -> Tensor:
     """One pass over a block; changes all but h in place. Returns by how much q has moved."""
     before = q.clone()
     width = q.shape[1]
     for name, entry in grid.items():
         if entry.dim() == 2:
-            _move_scale(fmt, codes, grid, name, entry[:, 0], 0, q, pull, h)
-    sub = fmt.sub or 64  # a whole-row block is visited in pieces that fit the cache
+            _move_scale(fmt, codes, grid, name, entry[:, 0], 0, q, pull, h, kept)
+    sub = fmt.sub if fmt.sub > 1 else 64  # longer blocks are visited in pieces that fit the cache
     for i, start in enumerate(range(0, width, sub)):
         span = slice(start, min(start + sub, width))
         part, hs = (codes[:, span], q[:, span], pull[:, span]), h[span, span]
@@ -148,12 +193,14 @@ def _descend_block(
         local = part[2].clone()
         for name, entry in grid.items():
             if entry.dim() == 3:
-                _move_scale(fmt, part[0], grid, name, entry[:, 0, i], start, part[1], local, hs)
+                stay = None if kept is None else kept[:, span]
+                _move_scale(fmt, part[0], grid, name, entry[:, 0, i], start, part[1], local, hs,
+                            stay)  # fmt: skip
         diagonal = hs.diagonal().tolist()
         for j in range(part[1].shape[1]):
             target = part[1][:, j : j + 1] + local[:, j : j + 1] / diagonal[j]
             code = fmt.encode(target, grid, start + j)
-            new = fmt.decode(code, grid, start + j)
+            new = _decode(fmt, code, grid, start + j, kept, start + j)
             local.addmm_(new - part[1][:, j : j + 1], hs[j : j + 1], alpha=-1)
             part[1][:, j : j + 1] = new
             part[0][:, j : j + 1] = code
@@ -163,17 +210,17 @@ def _descend_block(
 
 def _move_scale(
     fmt: Format, codes: Tensor, grid: Grid, name: str, entry: Tensor, start: int,
-    q: Tensor, pull: Tensor, h: Tensor,
+    q: Tensor, pull: Tensor, h: Tensor, kept: Tensor | None,
 ) -> None:  # fmt: skip
     """Put one entry (out,) of the grid on its best storable value; decode is linear in each."""
     old = entry.clone()
     entry.fill_(0)
-    base = fmt.decode(codes, grid, start)
+    base = _decode(fmt, codes, grid, start, kept, 0)
     entry.fill_(1)
-    slope = fmt.decode(codes, grid, start) - base
+    slope = _decode(fmt, codes, grid, start, kept, 0) - base
     curvature = ((slope @ h) * slope).sum(1)
     step = (slope * pull).sum(1) / curvature
     entry.copy_(fmt.settle(name, torch.where(curvature > 0, old + step, old)))
-    new = fmt.decode(codes, grid, start)
+    new = _decode(fmt, codes, grid, start, kept, 0)
     pull.addmm_(new - q, h, alpha=-1)
     q.copy_(new)

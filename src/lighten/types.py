@@ -48,6 +48,9 @@ class Layer:
 class Spec:
     """What is done to one weight. Reads and writes as text.
 
+    sparsity: "0.5" (the share of weights that are removed), "2:4" (2 of each 4 neighbours in a row
+    stay) or "t0.01" (what is not larger than 0.01 is removed).
+
     >>> Spec.parse("int4_g128@gptq")
     Spec(format='int4_g128', sparsity=None, rank=None, activations=None, solver='gptq')
     >>> str(Spec.parse("int8+2:4"))
@@ -70,7 +73,7 @@ class Spec:
         for part in body.split("+"):
             if part in ("", "keep"):
                 continue
-            if re.fullmatch(r"\d+:\d+|0?\.\d+", part):
+            if re.fullmatch(r"\d+:\d+|0?\.\d+|t\d*\.?\d+(e-?\d+)?", part):
                 key, value = "sparsity", part
             elif re.fullmatch(r"r\d+", part):
                 key, value = "rank", int(part[1:])  # type: ignore[assignment]
@@ -99,6 +102,10 @@ class Stats:
     frequency: (out,), for embeddings: how often each row was looked up, as a share of n.
     peaks: block -> (in / block,), mean square of the largest magnitude in each block of inputs, for
     runtimes that round inputs to 8 bits block by block.
+
+    For criteria: slope and curvature (out, in), mean and mean square over samples of the loss
+    gradient at each weight (lighten.gradients); scale (out,), what a batch norm multiplies each
+    output by.
     """
 
     n: int
@@ -108,6 +115,9 @@ class Stats:
     gradient: Tensor | None = None
     frequency: Tensor | None = None
     peaks: Mapping[int, Tensor] | None = None
+    slope: Tensor | None = None
+    curvature: Tensor | None = None
+    scale: Tensor | None = None
 
 
 class Format(Protocol):
@@ -116,7 +126,8 @@ class Format(Protocol):
     block: columns that share one grid entry; 0: the whole row does. step: columns that must be
     encoded together (1 unless the codes of neighbours are tied). sub: columns whose share of the
     grid can be fitted again when the rest of the block stands (equal to `block` where there is no
-    such part): then `refit` exists.
+    such part): then `refit` exists. Where the stored form is not one row per row of the weight,
+    `take(parts, shape, index)` gives the parts of the rows `index`.
     """
 
     name: str
@@ -172,7 +183,11 @@ class Compressed:
 
     def rows(self, index: Tensor) -> Compressed:
         """The same weight with its rows taken in another order."""
-        parts = {k: p.index_select(0, index) for k, p in self.parts.items()}
+        take = getattr(self.format, "take", None)
+        if take is not None:
+            parts = take(self.parts, self.shape, index)
+        else:
+            parts = {k: p.index_select(0, index) for k, p in self.parts.items()}
         return Compressed(self.spec, (len(index), self.shape[1]), self.format, parts)
 
 

@@ -64,6 +64,8 @@ class CompressedTensors:
     def accepts(self, spec: Spec, layer: Layer, model: Any) -> str | None:
         if spec.rank is not None or spec.activations is not None:
             return "low-rank parts and quantized activations are not written"
+        if spec.sparsity is not None:
+            return "pack-quantized stores zeros like other codes: a sparse weight is no smaller"
         if spec.format is None:
             return None
         if not _is_int(spec.format):
@@ -138,7 +140,8 @@ class CompressedTensors:
         layers = {layer.name: layer for layer in model.layers}
         chosen = {name: weight.format.name for name, weight in weights.items()}
         for name, format in chosen.items():
-            why = self.accepts(Spec(format=format), layers[name], model)
+            spec = Spec(format=format, sparsity=weights[name].spec.sparsity)
+            why = self.accepts(spec, layers[name], model)
             if why is not None:
                 raise WrongUse(f"layer `{name}` cannot be written in packed form: {why}", _HINT)
         packed = {f"{_module(name)}.{part}": (name, part) for name in chosen for part in _PARTS}

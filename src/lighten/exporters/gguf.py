@@ -11,7 +11,7 @@ vectors and position embeddings as F32, which llama.cpp computes them in.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +83,8 @@ class Gguf:
     def accepts(self, spec: Spec, layer: Layer, model: Any) -> str | None:
         if spec.rank is not None or spec.activations is not None:
             return "GGUF has neither low-rank parts nor quantized activations"
+        if spec.sparsity is not None:
+            return "GGUF stores zeros like other numbers: a sparse weight would be no smaller there"
         if spec.format is None:
             return None
         if spec.format not in FILE_TYPES:
@@ -140,7 +142,8 @@ class Gguf:
         specs = {}
         for name, weight in weights.items():
             specs[name] = Spec(format=weight.format.name)
-            why = self.accepts(specs[name], layers[name], model)
+            given = replace(specs[name], sparsity=weight.spec.sparsity)
+            why = self.accepts(given, layers[name], model)
             if why is not None:
                 raise WrongUse(f"layer `{name}` cannot be written into a GGUF: {why}", FOLDER)
         layout = _layout(model, specs)

@@ -15,16 +15,21 @@ from lighten.types import Grid, tensor_bytes
 
 @dataclass(frozen=True)
 class Float:
-    """Plain numbers; the codes are the numbers in `dtype`."""
+    """Plain numbers; the codes are the numbers in `dtype`. apart: see lighten.sparse."""
 
     name: str
     dtype: torch.dtype
     block: int = 1
     sub: int = 1
     step: int = 1
+    apart: str = "bytes"
+
+    @property
+    def code_bits(self) -> int:
+        return 8 * self.dtype.itemsize
 
     def bits(self, columns: int) -> float:
-        return 8.0 * self.dtype.itemsize
+        return float(self.code_bits)
 
     def accepts(self, shape: tuple[int, int]) -> str | None:
         return None
@@ -54,10 +59,16 @@ class Float:
 
     def pack(self, codes: Tensor, grid: Grid) -> dict[str, Tensor]:
         """bytes (out, columns * size), little-endian as the machine is."""
-        return {"bytes": tensor_bytes(codes)}
+        return {"bytes": self.pack_codes(codes)}
 
     def unpack(self, packed: Mapping[str, Tensor], shape: tuple[int, int]) -> tuple[Tensor, Grid]:
-        return packed["bytes"].contiguous().view(self.dtype).reshape(shape), {}
+        return self.unpack_codes(packed["bytes"], shape[1]).reshape(shape), {}
+
+    def pack_codes(self, codes: Tensor) -> Tensor:
+        return tensor_bytes(codes)
+
+    def unpack_codes(self, packed: Tensor, n: int) -> Tensor:
+        return packed.contiguous().view(self.dtype).reshape(-1, n)
 
 
 for _name, _dtype in (("f16", torch.float16), ("bf16", torch.bfloat16), ("f32", torch.float32)):

@@ -33,13 +33,14 @@ from lighten.types import Grid
 
 @dataclass(frozen=True)
 class IntGroup:
-    """One width, group size (0: the whole row) and symmetry."""
+    """One width, group size (0: the whole row) and symmetry. apart: see lighten.sparse."""
 
     name: str
     code_bits: int
     block: int
     symmetric: bool
     step: int = 1
+    apart: str = "codes"
 
     @property
     def sub(self) -> int:
@@ -162,7 +163,7 @@ class IntGroup:
     # -- bytes ---------------------------------------------------------------------------------
     def pack(self, codes: Tensor, grid: Grid) -> dict[str, Tensor]:
         """codes (out, bytes), scale (out, groups) float16, zero (out, bytes)."""
-        packed = {"codes": pack_bits(codes, self.code_bits), "scale": grid["scale"].half()}
+        packed = {"codes": self.pack_codes(codes), "scale": grid["scale"].half()}
         if not self.symmetric:
             packed["zero"] = pack_bits(grid["zero"].to(torch.uint8), self.code_bits)
         return packed
@@ -172,7 +173,13 @@ class IntGroup:
         if not self.symmetric:
             groups = shape[1] // (self.block or shape[1])
             grid["zero"] = unpack_bits(packed["zero"], self.code_bits, groups).float()
-        return unpack_bits(packed["codes"], self.code_bits, shape[1]), grid
+        return self.unpack_codes(packed["codes"], shape[1]), grid
+
+    def pack_codes(self, codes: Tensor) -> Tensor:
+        return pack_bits(codes, self.code_bits)
+
+    def unpack_codes(self, packed: Tensor, n: int) -> Tensor:
+        return unpack_bits(packed, self.code_bits, n)
 
 
 def _packed(count: int, bits: int) -> int:

@@ -23,7 +23,11 @@ def gptq(
 
     Row by row the better of this and round-to-nearest is kept. factor: of stats.hessian, if it is
     at hand. Formats without scales (f16, bf16, f32), and calls without stats, are only rounded.
+    With sparsity the sweep prunes too: that is obs.
     """
+    if spec.sparsity is not None:
+        pruned: Compressed = solvers["obs"](weight, stats, spec, factor)
+        return pruned
     nearest: Compressed = solvers["rtn"](weight, stats, spec)
     fmt = formats[str(spec.format)]
     _, grid0 = fmt.unpack(nearest.parts, nearest.shape)
