@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -142,7 +143,9 @@ def export_graph(
     have any size. Raises BadInput where torch.export cannot trace it."""
     shapes = tuple({0: torch.export.Dim.DYNAMIC} for _ in inputs) if batch else None
     try:
-        with torch.no_grad():
+        with torch.no_grad(), warnings.catch_warnings():
+            # A recurrent layer collects its own parameters in a list while it is called.
+            warnings.filterwarnings("ignore", ".*were assigned during export", UserWarning)
             return torch.export.export(module, inputs, dynamic_shapes=shapes, strict=False)
     except Exception as error:  # torch.export raises dozens of kinds
         first = str(error).strip().splitlines()[0] if str(error).strip() else ""
