@@ -72,10 +72,10 @@ class _Store:
 
 @dataclass(frozen=True, eq=False)
 class Images:
-    """Some pictures of a source, in an order. name: as the user wrote it. classes: their names,
+    """Some pictures of a source, in an order. source: as the user wrote it. classes: their names,
     empty where they have none. rows: (count,) int64, their places in the source."""
 
-    name: str
+    source: str
     rows: Tensor = field(repr=False)
     classes: tuple[str, ...]
     preparation: Preparation
