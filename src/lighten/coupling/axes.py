@@ -179,11 +179,8 @@ def stored_names(module: nn.Module) -> dict[str, str]:
     return names
 
 
-def couple(network: Network) -> Couplings:
-    """Find which channels live and die together, from the network's graph alone.
-
-    Works on the meta device. Raises BadInput where torch.export cannot trace the module.
-    """
+def analyse(network: Network) -> Couplings:
+    """Find which channels live and die together, from the network's graph alone."""
     trace = Trace()
     trace.run(network.graph, stored_names(network.module))
     roots = trace.classes.roots()
@@ -276,21 +273,17 @@ def _named(
         kind: np.unique(roots[torch.cat([x.reshape(-1) for x in ids]).numpy()])
         for kind, ids in trace.marks.items()
     }
-    axes, units, names = [], [], set()
+    axes, units = [], []
     ordered = []
     for classes, built, why in found:
         writers = [o for o, _ in built if o.role == "writes"]
-        lead = min(writers or [o for o, _ in built], key=lambda o: o.start)
+        lead = min(writers or [o for o, _ in built], key=lambda o: (o.order, o.start))
         index = next(i for o, i in built if o is lead)
         order = np.argsort(index[:, 0], kind="stable")
         ordered.append((lead, int(index[order[0], 0]), np.array(classes)[order], built, order, why))
-    ordered.sort(key=lambda item: (item[0].start, item[1]))
-    for lead, _, classes, built, order, why in ordered:
-        base = lead.parameter if lead.role == "writes" else f"{lead.parameter}[{lead.dim}]"
-        name, n = base, 2
-        while name in names:
-            name, n = f"{base}:{n}", n + 1
-        names.add(name)
+    ordered.sort(key=lambda item: (item[0].order, item[0].start, item[1]))
+    names = _names([(lead, why) for lead, _, _, _, _, why in ordered])
+    for name, (_, _, classes, built, order, why) in zip(names, ordered, strict=True):
         kind = next((k for k in ("heads", "groups") if k in marks
                      and np.isin(classes, marks[k]).any()), "channels")  # fmt: skip
         members = tuple(
@@ -303,3 +296,18 @@ def _named(
         axes.append(Axis(name, len(classes), kind, members, why))
         units.append(classes)
     return tuple(axes), tuple(units)
+
+
+def _names(leads: list[tuple[Origin, str | None]]) -> list[str]:
+    """Each after the tensor that writes it; where several are, those that can shrink come first."""
+    names: dict[int, str] = {}
+    used: set[str] = set()
+    for i in sorted(range(len(leads)), key=lambda i: leads[i][1] is not None):
+        lead = leads[i][0]
+        base = lead.parameter if lead.role == "writes" else f"{lead.parameter}[{lead.dim}]"
+        name, n = base, 2
+        while name in used:
+            name, n = f"{base}:{n}", n + 1
+        used.add(name)
+        names[i] = name
+    return [names[i] for i in range(len(leads))]

@@ -62,10 +62,8 @@ def _channel_shuffle(x: Tensor, groups: int) -> Tensor:
 
 
 def source(a: Args) -> Value:
-    x = a["self"] if "self" in a else a["input"]
-    if not isinstance(x, Value):
-        raise TypeError(f"{type(x).__name__} where a tensor is expected")
-    return x
+    """The operator's first tensor."""
+    return next(v for v in a.values() if isinstance(v, Value))
 
 
 def full(x: Labels, shape: tuple[int, ...]) -> Tensor:

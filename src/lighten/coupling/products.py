@@ -29,18 +29,16 @@ def contract(t: Trace, operands: list[tuple[Value, Letters]], out: Letters) -> V
         for v, letters in operands
     ]
     heads = None if any(v.stored for v, _ in operands) else "heads"
-    for k, group in enumerate(groups):
+    for (v, _), group in zip(operands, groups, strict=True):
         for i, x in enumerate(group):
+            if not all(w.stored for w, _ in operands):
+                t.role(v, x, "reads" if x.varies & summed else "writes")
             if x.varies & summed and x.varies - summed:
                 x = t.tie(x, summed, f"summed over in {t.where}", heads)
             group[i] = x
     for k, group in enumerate(groups):
         for i, x in enumerate(group):
             group[i] = _facing(t, x, k, groups, sizes, summed)
-    for (v, _), group in zip(operands, groups, strict=True):
-        for x in group:
-            if x.varies and not all(w.stored for w, _ in operands):
-                t.role(v, x, "reads" if x.varies & summed else "writes")
     readers = [v.stored for v, _ in operands]
     found = t.meet(groups)
     for x in found:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import operator
+from bisect import bisect_right
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, fx
 
@@ -30,13 +30,17 @@ def rule(*names: str) -> Callable[[Rule], Rule]:
 
 @dataclass
 class Origin:
-    """Labels start..start+size stand for the positions of one dimension of a stored tensor."""
+    """Labels start..start+size stand for the positions of one dimension of a stored tensor.
+
+    order: of its first use.
+    """
 
     parameter: str
     dim: int
     start: int
     size: int
     role: str | None = None
+    order: int = 2**62
 
 
 @dataclass(frozen=True)
@@ -66,7 +70,6 @@ class Trace:
     _deferred: list[tuple[Labels, Labels, str]] = field(default_factory=list)
     _rectangles: list[Labels] = field(default_factory=list)
     _seen: set[int] = field(default_factory=set)
-    _starts: Any = None
 
     # -- what rules say
 
@@ -182,10 +185,11 @@ class Trace:
         label = int(ids.max())
         if label <= 0:
             return
-        starts = np.array([o.start for o in self.origins]) if self._starts is None else self._starts
-        i = int(np.searchsorted(starts, label, side="right")) - 1
+        i = bisect_right(self.origins, label, key=lambda o: o.start) - 1
         if i >= 0 and label < self.origins[i].start + self.origins[i].size:
-            self.origins[i].role = self.origins[i].role or role
+            origin = self.origins[i]
+            if origin.role is None:
+                origin.role, origin.order = role, len(self.values)
 
     # -- running
 
@@ -204,7 +208,7 @@ class Trace:
         for node in graph.graph.nodes:
             self.node = node
             if node.op == "get_attr":
-                name = stored.get(str(node.target))
+                name = stored.get(str(node.target)) if node.users else None
                 if name is None:
                     self.values[node.name] = blank(concrete(node.meta.get("val")), stored=True)
                 else:

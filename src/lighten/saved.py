@@ -1,0 +1,132 @@
+"""A shrunk network on disk: its weights, and which units were kept; no code and no pickle."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lighten.containers.output import whole_folder
+from lighten.coupling.axes import Couplings, Keep, analyse, stored_names
+from lighten.errors import BadInput
+from lighten.network import Network
+from lighten.pretrained import is_pretrained
+from lighten.shrink import graph_module, is_graph, own_module
+
+WEIGHTS = "model.safetensors"
+KEPT = "kept.json"
+
+
+def save(network: Network, folder: Path, couplings: Couplings, keep: Keep) -> None:
+    """Write a shrunk network: `load` builds it again from the factory of the whole one.
+
+    couplings and keep: those that it was shrunk by. A transformers model whose configuration can
+    say the shape is written in its own form, so that plain `from_pretrained` builds it too.
+    """
+    couplings.check(keep)
+    body = {
+        "lighten": 1,
+        "keep": {name: kept.tolist() for name, kept in sorted(keep.items())},
+        "inputs": [[list(x.shape), str(x.dtype).removeprefix("torch.")] for x in network.inputs],
+        "graph": is_graph(network.module),
+        "digest": network.digest,
+    }
+    with whole_folder(Path(folder)) as part:
+        module: Any = network.module
+        if is_pretrained(module):
+            module.save_pretrained(part)
+        else:
+            _write_weights(module, part / WEIGHTS)
+        (part / KEPT).write_text(json.dumps(body) + "\n", encoding="utf-8")
+
+
+def _write_weights(module: nn.Module, path: Path) -> None:
+    from safetensors.torch import save_file
+
+    first = stored_names(module)
+    state = module.state_dict()
+    save_file(
+        {
+            k: t.detach().cpu().clone().contiguous()
+            for k, t in state.items()
+            if first.get(k, k) == k
+        },
+        path,
+    )
+
+
+def load(factory: Callable[[], nn.Module], folder: Path) -> nn.Module:
+    """The module that `save` wrote, in evaluation mode. factory: makes the whole one, any weights.
+
+    Raises BadInput where the folder is damaged or belongs to another network.
+    """
+    folder = Path(folder)
+    keep, inputs, graph, digest = _read(folder / KEPT)
+    whole = Network.of(factory(), inputs)
+    couplings = analyse(whole)
+    try:
+        couplings.check(keep)
+    except Exception as error:
+        raise BadInput(
+            f"`{folder}` was not made from this network: {error}",
+            "give the factory of the network that was shrunk",
+        ) from error
+    build = graph_module if graph else own_module
+    module = build(whole, couplings, keep).module
+    if (folder / "config.json").is_file():
+        kind: Any = type(module)
+        module = kind.from_pretrained(folder, local_files_only=True)
+    else:
+        _fill(module, folder)
+    if Network(module, inputs).digest != digest:
+        raise BadInput(f"the weights in `{folder}` are not those that were saved", "copy it again")
+    return module.eval()
+
+
+def _fill(module: nn.Module, folder: Path) -> None:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        state: dict[str, Tensor] = load_file(folder / WEIGHTS)
+    except (SafetensorError, OSError) as error:
+        raise BadInput(f"`{folder / WEIGHTS}` cannot be read: {error}", "copy it again") from error
+    own = module.state_dict()
+    for name, first in stored_names(module).items():
+        if name in own and name not in state and first in state:
+            state[name] = state[first]
+    for name, t in own.items():
+        if name in state and state[name].shape != t.shape:
+            raise BadInput(
+                f"`{name}` is {tuple(state[name].shape)} in `{folder}` and {tuple(t.shape)} here",
+                "give the factory of the network that was shrunk",
+            )
+    missing = [n for n in own if n not in state]
+    foreign = [n for n in state if n not in own]
+    if missing or foreign:
+        raise BadInput(
+            f"`{folder}` and the network differ in `{(missing + foreign)[0]}`",
+            "give the factory of the network that was shrunk",
+        )
+    module.load_state_dict(state, strict=False)
+
+
+def _read(path: Path) -> tuple[Keep, tuple[Tensor, ...], bool, str]:
+    try:
+        body = json.loads(path.read_text(encoding="utf-8"))
+        keep = {str(k): torch.tensor(v, dtype=torch.int64) for k, v in body["keep"].items()}
+        inputs = []
+        for shape, dtype in body["inputs"]:
+            kind = getattr(torch, dtype)
+            if not isinstance(kind, torch.dtype) or not all(isinstance(n, int) for n in shape):
+                raise TypeError(f"an input of {dtype} {shape}")
+            inputs.append(torch.zeros(shape, dtype=kind))
+        return keep, tuple(inputs), bool(body["graph"]), str(body["digest"])
+    except OSError as error:
+        raise BadInput(f"`{path}` cannot be read: {error}", "a folder that `save` wrote") from error
+    except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
+        raise BadInput(f"`{path}` is damaged: {type(error).__name__}: {error}") from error
