@@ -21,6 +21,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from lighten.checked import finite
 from lighten.errors import BadInput, WrongUse
 from lighten.registry import formats
 from lighten.types import Compressed, Grid, Spec, Stats
@@ -300,11 +301,7 @@ def nearest(w: Tensor, kept: Tensor, fmt: Sparse, stats: Stats | None, spec: Spe
 
     Raises BadInput for NaN.
     """
-    if not bool(torch.isfinite(w).all()):
-        raise BadInput(
-            f"{fmt.name}: the weight has NaN or infinite entries",
-            "mend the model, or keep the layer",
-        )
+    finite(fmt.name, w)
     importance = None if stats is None else stats.hessian.diagonal().clamp(min=0)
     grid = fmt.fit_kept(w, kept, importance)
     return fmt.compressed(fmt.encode(w, grid), grid, spec)

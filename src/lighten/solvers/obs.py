@@ -14,7 +14,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lighten.errors import BadInput, WrongUse
+from lighten.checked import finite
+from lighten.errors import WrongUse
 from lighten.exchange import exchange
 from lighten.registry import formats, solvers
 from lighten.sparse import Above, Given, Pattern, Sparse
@@ -47,11 +48,7 @@ def obs(
     if stats is None:
         plain: Compressed = solvers["magnitude"](weight, stats, spec)
         return plain
-    if not bool(torch.isfinite(weight).all()):
-        raise BadInput(
-            f"{fmt.name}: the weight has NaN or infinite entries",
-            "mend the model, or keep the layer",
-        )
+    finite(fmt.name, weight)
     factor = factor or Factor.of(stats.hessian)
     best = _stored(weight, factor, fmt, *_prune(weight, factor, fmt.pattern), spec)
     error = _error(weight, best, stats)
