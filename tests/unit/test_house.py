@@ -35,7 +35,8 @@ PLUG_INS = (
 # nothing of models, runs or pipelines.
 SHARED = {
     "formats": {"lighten.scale_search", "lighten.super_block"},
-    "solvers": {"lighten.exchange", "lighten.sparse", "lighten.sweep"},
+    "solvers": {"lighten.checked", "lighten.exchange", "lighten.sparse", "lighten.sweep"},
+    "criteria": {"lighten.checked", "lighten.sweep"},
     "exporters": {
         "lighten.containers",
         "lighten.gguf_file",
