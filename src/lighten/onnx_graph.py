@@ -146,8 +146,11 @@ def _mark(program: torch.export.ExportedProgram, name: str, node: fx.Node, edge:
 
 
 def _saturates(node: fx.Node, edge: Edge) -> bool:
-    """Whether rounding to the edge alone gives what clipping first and rounding then gives."""
-    if node.target not in _CLIPS or len(node.all_input_nodes) != 1:
+    """Whether rounding to the edge alone gives what clipping first and rounding then gives.
+
+    Never said of more than 8 bits: nothing is fused there, and OpenVINO takes such quantizers out.
+    """
+    if edge.bits > 8 or node.target not in _CLIPS or len(node.all_input_nodes) != 1:
         return False
     source = node.all_input_nodes[0]
     if len(source.users) != 1 or source.target is torch.ops.lighten.edge.default:

@@ -25,8 +25,8 @@ from lighten.types import Compressed
 Array = npt.NDArray[Any]
 
 _MOVES = {
-    "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "MaxPool", "Identity", "Slice",
-    "Split", "Gather", "DepthToSpace", "SpaceToDepth", "Expand",
+    "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "MaxPool", "Slice", "Split",
+    "DepthToSpace", "SpaceToDepth",
 }  # fmt: skip
 """Operators whose output holds numbers of their first input, hence on its grid."""
 
@@ -44,8 +44,8 @@ class _Rewriter:
     before: list[Any] = field(default_factory=list)
     """Nodes that depend on initializers only."""
     initializers: dict[str, Any] = field(default_factory=dict)
-    grids: dict[str, Edge] = field(default_factory=dict)
-    """Value -> the quantizer that it has passed."""
+    grids: dict[str, tuple[str, Edge]] = field(default_factory=dict)
+    """Value -> the quantizer that it has passed, and its name."""
     biases: dict[tuple[str, str, float], str] = field(default_factory=dict)
 
     def run(self) -> None:
@@ -62,14 +62,15 @@ class _Rewriter:
                 continue
             source = node.input[0] if node.input else ""
             if node.op_type in _MOVES and source in self.grids:
-                self.grids |= dict.fromkeys(node.output, self.grids[source])
+                nodes += self._moved(node, *self.grids[source])
+                continue
             weight_name = node.input[1] if len(node.input) > 1 else ""
             if weight_name in weights:
                 weight = weights[weight_name]
                 if fits(weight):
                     node = self._nbits(node, weight_name, weight)
                 elif node.op_type in ("Conv", "Gemm") and source in self.grids:
-                    self._bias(node, self.grids[source], weight)
+                    self._bias(node, self.grids[source][1], weight)
             nodes.append(node)
         used = {name for node in (*self.before, *nodes) for name in node.input}
         for name in [n for n in self.initializers if n not in used]:
@@ -113,8 +114,9 @@ class _Rewriter:
         edge = self.quantized.edges[name]
         source, target = node.input[0], node.output[0]
         kind, first, last = _container(name, edge)
-        self.grids[target] = edge
-        if self.grids.get(source) == edge:  # rounding twice changes nothing
+        earlier = self.grids.get(source)
+        self.grids[target] = (name, edge)
+        if earlier is not None and earlier[1] == edge:  # rounding twice changes nothing
             yield helper.make_node("Identity", [source], [target])
             return
         if (edge.first, edge.last) != (first, last):
@@ -125,9 +127,22 @@ class _Rewriter:
         scale = self._add(f"{name}/scale", np.float32(edge.scale))
         zero = f"{name}/zero"
         self.initializers[zero] = helper.make_tensor(zero, kind, [], [edge.zero])
-        grid = [scale, zero]
-        yield helper.make_node("QuantizeLinear", [source, *grid], [f"{name}/codes"])
-        yield helper.make_node("DequantizeLinear", [f"{name}/codes", *grid], [target])
+        yield from _pair(source, [scale, zero], f"{name}/codes", target)
+
+    def _moved(self, node: Any, name: str, edge: Edge) -> Iterator[Any]:
+        """A node that moves numbers, in a pair of quantizers of its own where they are 8 bits.
+
+        Without, onnxruntime puts such a pair there itself, and 1.32 gets signed ones wrong.
+        """
+        self.grids |= dict.fromkeys(node.output, (name, edge))
+        yield node
+        if edge.bits > 8:
+            return
+        grid = [f"{name}/scale", f"{name}/zero"]
+        for i, target in enumerate(node.output):
+            if target:
+                node.output[i] = f"{target}/moved"
+                yield from _pair(node.output[i], grid, f"{target}/codes", target)
 
     # -- weights -------------------------------------------------------------------------------
     def _dequantized(self, name: str, weight: Compressed) -> None:
@@ -230,6 +245,13 @@ def levels(name: str, weight: Compressed) -> tuple[Array, Array]:
     signed = torch.where(dead[:, None], torch.zeros_like(signed), signed)
     scale = torch.where(dead, torch.ones_like(scale), scale)
     return signed.to(torch.int8).cpu().numpy(), scale.cpu().numpy()
+
+
+def _pair(source: str, grid: list[str], codes: str, target: str) -> Iterator[Any]:
+    from onnx import helper
+
+    yield helper.make_node("QuantizeLinear", [source, *grid], [codes])
+    yield helper.make_node("DequantizeLinear", [codes, *grid], [target])
 
 
 def _nibbles(codes: Array) -> bytes:

@@ -33,7 +33,11 @@ def run(path: str | Path, inputs: Sequence[Tensor] | Tensor, *, threads: int = 1
     if not Path(path).is_file():
         raise BadInput(f"there is no file `{path}`", "give the path of an .onnx file")
     given = (inputs,) if isinstance(inputs, Tensor) else tuple(inputs)
-    settings = {"INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": "f32"}
+    settings = {
+        "INFERENCE_NUM_THREADS": threads,
+        "INFERENCE_PRECISION_HINT": "f32",
+        "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0,  # or inputs of weight-only layers would be rounded
+    }
     try:
         opened = openvino.Core().compile_model(str(path), "CPU", settings)
     except Exception as error:  # its kinds are plain RuntimeErrors, with a trace of C++ files
