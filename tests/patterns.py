@@ -18,18 +18,19 @@ Made = tuple[nn.Module, tuple[Tensor, ...]]
 
 @dataclass(frozen=True)
 class Pattern:
-    """free: axis -> width, of all that are not locked. own: the module's own class survives."""
+    """free: axis -> width, of all that are not locked. own: the module's own class survives;
+    None: that depends on which units go."""
 
     make: Callable[[], Made]
     free: dict[str, int]
-    own: bool
+    own: bool | None
 
 
 PATTERNS: dict[str, Pattern] = {}
 
 
 def pattern(
-    free: dict[str, int], own: bool = True
+    free: dict[str, int], own: bool | None = True
 ) -> Callable[[Callable[[], Made]], Callable[[], Made]]:
     def add(build: Callable[[], Made]) -> Callable[[], Made]:
         def make() -> Made:
@@ -77,8 +78,8 @@ class Run(nn.Module):
             setattr(self, name, part)
         self.function = forward
 
-    def forward(self, *inputs: Tensor) -> Tensor:
-        return self.function(self, *inputs)
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(self, x)
 
 
 @pattern({"0.weight": 8, "3.weight": 6})
@@ -165,6 +166,42 @@ def instance_norm() -> Made:
     ), image()  # fmt: skip
 
 
+@pattern({"0.weight": 4, "3.weight": 6})
+def bare_norms() -> Made:
+    return nn.Sequential(
+        conv(3, 8), nn.GroupNorm(4, 8, affine=False), nn.ReLU(), conv(8, 6),
+        nn.BatchNorm2d(6, affine=False), nn.ReLU(), conv(6, 3),
+    ), image()  # fmt: skip
+
+
+@pattern({"a.weight": 8, "b.weight": 6, "c.weight": 4})
+def one_dimensional() -> Made:
+    def forward(m: Run, x: Tensor) -> Tensor:
+        x = F.leaky_relu(m.n(m.a(x)))
+        x = F.max_pool1d(F.prelu(m.b(x), m.slope), 2)
+        return m.head(F.interpolate(m.c(x).tanh(), scale_factor=2).mean(-1))
+
+    return Run(forward, a=nn.Conv1d(3, 8, 3), n=nn.BatchNorm1d(8), b=nn.Conv1d(8, 6, 3),
+               slope=nn.Parameter(torch.rand(6)), c=nn.Conv1d(6, 4, 1), head=nn.Linear(4, 3)), (
+        torch.randn(2, 3, 20),
+    )  # fmt: skip
+
+
+@pattern({"q": 4, "o.weight": 12, "q:2": 5})
+def einsum_attention() -> Made:
+    """Raw projections (channels, heads, size): heads, and the sizes of queries, are axes."""
+
+    def forward(m: Run, x: Tensor) -> Tensor:
+        q, k = torch.einsum("btc,chd->bthd", x, m.q), torch.einsum("btc,chd->bthd", x, m.k)
+        w = torch.softmax(torch.einsum("bthd,bshd->bhts", q, k) * 5**-0.5, -1)
+        y = torch.einsum("bhts,bshe->bthe", w, torch.einsum("btc,che->bthe", x, m.v))
+        return m.head(F.relu(m.o(y.flatten(2))))
+
+    shapes = {"q": (16, 4, 5), "k": (16, 4, 5), "v": (16, 4, 6)}
+    raw = {name: nn.Parameter(torch.randn(shape) / 4) for name, shape in shapes.items()}
+    return Run(forward, **raw, o=nn.Linear(24, 12), head=nn.Linear(12, 3)), _tokens()
+
+
 @pattern({"up.weight": 12})
 def layer_norm() -> Made:
     """The stream cannot shrink: the norm's mean is over all of it."""
@@ -249,7 +286,7 @@ def chunk_and_glu() -> Made:
                head=nn.Linear(5, 3)), (torch.randn(2, 7, 5),)  # fmt: skip
 
 
-@pattern({"a.weight": 4, "a.weight:2": 4, "b.weight": 5, "c.weight": 6}, own=False)
+@pattern({"a.weight": 4, "a.weight:2": 4, "b.weight": 5, "c.weight": 6}, own=None)
 def halves() -> Made:
     """Two halves of a layer's outputs go different ways, and need not stay equal."""
 
@@ -319,7 +356,7 @@ def detached_branches() -> Made:
     return Run(forward, a=conv(3, 8), gate=conv(8, 8, 1), b=conv(8, 6), head=conv(6, 3)), image()
 
 
-@pattern({"again.weight": 8})
+@pattern({"stem.weight": 8})
 def reused() -> Made:
     """One layer called twice ties its inputs to its outputs."""
 

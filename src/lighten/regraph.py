@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -22,7 +21,7 @@ def regraph(
 ) -> nn.Module:
     """A smaller graph module. stored: get_attr target -> name of the tensor; left: what stays of
     this graph's values; positions: and of its tensors."""
-    nodes = copy.deepcopy(graph.graph)
+    nodes = _copy(graph.graph)
     for node in list(nodes.nodes):
         if node.op != "call_function":
             continue
@@ -37,6 +36,34 @@ def regraph(
     small = fx.GraphModule(root, nodes)
     small.graph.lint()
     return small.eval()
+
+
+def _copy(graph: fx.Graph) -> fx.Graph:
+    """A copy that returns its outputs as plain tuples and dicts, where that is what they are.
+
+    The flattening and unflattening code of an exported graph is left out: inputs are tensors, and
+    its specification of trees cannot be copied without a warning.
+    """
+    nodes = fx.Graph()
+    output = nodes.graph_copy(graph, {})
+    code: Any = graph._codegen
+    spec = getattr(getattr(code, "pytree_info", None), "out_spec", None)
+    if spec is not None:
+        result = torch.utils._pytree.tree_unflatten(list(output), spec)  # type: ignore[arg-type]
+        if _is_plain(result):
+            nodes.output(result)
+            return nodes
+        nodes.set_codegen(code)
+    nodes.output(output)
+    return nodes
+
+
+def _is_plain(value: Any) -> bool:
+    if type(value) in (tuple, list):
+        return all(_is_plain(v) for v in value)
+    if type(value) is dict:
+        return all(_is_plain(v) for v in value.values())
+    return value is None or isinstance(value, fx.Node | int | float)
 
 
 def _argument(node: fx.Node, name: str, default: Any = None) -> Any:

@@ -15,7 +15,7 @@ from lighten.masked import masked
 from lighten.network import Network
 from lighten.pretrained import restate
 from lighten.regraph import regraph
-from lighten.surgery import count_heads, cut
+from lighten.surgery import count_bare_norms, count_heads, cut
 
 TOLERANCE = 1e-5
 """Largest relative error between a shrunk and a masked network."""
@@ -55,6 +55,7 @@ def own_module(network: Network, couplings: Couplings, keep: Keep) -> Network:
     module = copy.deepcopy(network.module)
     cut(module, couplings.positions(keep))
     count_heads(module, couplings, keep)
+    count_bare_norms(module, network.graph, couplings.stay(keep))
     why = restate(module, couplings, keep)
     notes = () if why is None else (f"`from_pretrained` cannot build it: {why}",)
     return Network(module.eval(), network.inputs, network.source, notes)

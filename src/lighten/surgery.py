@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
-from lighten.coupling.axes import Couplings, Keep, stored_names
+from lighten.coupling.axes import Couplings, Keep, Left, stored_names
+from lighten.coupling.trace import operator_name
 
 Positions = Mapping[str, Mapping[int, Tensor]]
 """Tensor name -> dimension -> kept positions."""
@@ -113,6 +114,25 @@ def count_heads(module: nn.Module, couplings: Couplings, keep: Keep) -> None:
                     if value and value % axis.width == 0 and (id(owner), attribute) not in done:
                         done.add((id(owner), attribute))
                         setattr(owner, attribute, value * len(kept) // axis.width)
+
+
+def count_bare_norms(module: nn.Module, graph: fx.GraphModule, left: Left) -> None:
+    """Attributes of norms that have no tensors: how many channels or groups they see."""
+    for node in graph.graph.nodes:
+        if node.op != "call_function" or operator_name(node) not in ("instance_norm", "group_norm"):
+            continue
+        stack = list((node.meta.get("nn_module_stack") or {}).values())
+        path = str(stack[-1][0]) if stack else ""
+        owner = dict(module.named_modules()).get(path)
+        if getattr(owner, "weight", None) is not None:
+            continue
+        x = left.value(node.args[0])
+        size = left.size(x, 1)
+        if isinstance(owner, nn.modules.instancenorm._InstanceNorm):
+            owner.num_features = size
+        elif isinstance(owner, nn.GroupNorm) and owner.num_channels != size:
+            owner.num_groups = owner.num_groups * size // owner.num_channels
+            owner.num_channels = size
 
 
 def _owners(parameter: str) -> list[str]:

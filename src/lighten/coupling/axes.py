@@ -104,7 +104,7 @@ class Couplings:
         """Kept positions along every dimension of a stored tensor that has labels."""
         gone = self.removed(keep)
         own = [o for o in self.trace.origins if o.parameter == parameter]
-        if not own:
+        if parameter not in self.ranks:
             raise WrongUse(f"`{parameter}` is no tensor of the network's graph")
         shape = [1] * self.ranks[parameter]
         for o in own:

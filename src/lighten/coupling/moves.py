@@ -75,6 +75,8 @@ def move(t: Trace, a: Args) -> Any:
     x = source(a)
     function = MOVES[_name(t)]
     labels = [_movable(t, a, x, y) for y in x.labels]
+    if len(labels) > 1 and _name(t) in _MERGES:
+        labels = _unmerged(t, labels, x.shape, tuple(a["out"].shape))
     moved = [(y.zero, function(full(y, x.shape), a)) for y in labels]
     if not isinstance(a["out"], Tensor):
         outs = range(len(a["out"]))
@@ -101,6 +103,26 @@ def _movable(t: Trace, a: Args, x: Value, y: Labels) -> Labels:
     return y
 
 
+_MERGES = ("view", "reshape", "_unsafe_view", "flatten", "view_as", "reshape_as")
+
+
+def _unmerged(
+    t: Trace, labels: list[Labels], old: tuple[int, ...], new: tuple[int, ...]
+) -> list[Labels]:
+    """Where a reshape makes one dimension of several that have channels of their own, those of the
+    first can go (whole heads) and the others stay."""
+    kept: list[Labels] = []
+    taken: set[int] = set()
+    for y in sorted(labels, key=lambda y: min(y.varies)):
+        spots = Labels.compact(y.ids.expand(old).reshape(new)).varies
+        if spots & taken:
+            t.lock(y, f"merged with other channels in {t.where}")
+        else:
+            taken |= spots
+            kept.append(y)
+    return kept
+
+
 def _whole(t: Trace, y: Labels, dims: set[int]) -> Labels:
     return t.tie(y, dims, f"{t.where} needs the whole dimension")
 
@@ -110,7 +132,7 @@ def same(t: Trace, a: Args) -> Any:
     return Value((), source(a).labels)
 
 
-@rule("roll", "im2col", "unfold", "cumsum", "cumprod", "upsample_nearest1d", "fft_fft")
+@rule("roll", "im2col", "unfold", "cumsum", "cumprod")
 def along_a_dimension(t: Trace, a: Args) -> Any:
     """Positions move by amounts that do not shrink with the dimension."""
     x = source(a)
