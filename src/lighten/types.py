@@ -101,7 +101,8 @@ class Stats:
     the loss gradient at each output, in nats² per unit² (the diagonal of the Fisher matrix).
     frequency: (out,), for embeddings: how often each row was looked up, as a share of n.
     peaks: block -> (in / block,), mean square of the largest magnitude in each block of inputs, for
-    runtimes that round inputs to 8 bits block by block.
+    runtimes that round inputs to 8 bits block by block. mean: (in,) of the inputs. Of a grouped
+    convolution of a network, hessian is (groups, in, in) and mean (groups, in).
 
     For criteria: slope and curvature (out, in), mean and mean square over samples of the loss
     gradient at each weight (lighten.gradients); scale (out,), what a batch norm multiplies each
@@ -115,6 +116,7 @@ class Stats:
     gradient: Tensor | None = None
     frequency: Tensor | None = None
     peaks: Mapping[int, Tensor] | None = None
+    mean: Tensor | None = None
     slope: Tensor | None = None
     curvature: Tensor | None = None
     scale: Tensor | None = None
