@@ -22,8 +22,9 @@ def inspect_network(network: Network) -> dict[str, Any]:
     """Facts about a network that `summary.show` prints; raises BadInput where it cannot be traced.
 
     axes: one row each: its units, what one of them ties together, what the first that goes saves in
-    MACs and parameters, and why none can go. layers: every weight. MACs are those of one example;
-    smallest_*: what is left with one unit on every axis that can shrink.
+    MACs and parameters, the share of all MACs that all of them touch, why none can go. layers:
+    every weight. MACs are those of one example; smallest_*: what is left with one unit on every
+    axis that can shrink.
     """
     couplings, counted = couple(network), macs(network)
     shapes = {name: p.shape for name, p in network.module.named_parameters()}
@@ -45,28 +46,37 @@ def inspect_network(network: Network) -> dict[str, Any]:
 
 def _axis(axis: Axis, counted: Macs, shapes: Shapes) -> dict[str, Any]:
     """A row: what one unit is and what it saves while all else is whole."""
-    places: dict[str, list[float]] = {}
     tied: dict[str, str] = {}
     for member in axis.members:
-        if member.parameter in shapes:
-            share = member.index.shape[1] / shapes[member.parameter][member.dim]
-            places.setdefault(member.parameter, []).append(1 - share)
         role = f"{member.role} along {member.dim}"
         tied[member.parameter] = ", ".join(filter(None, (tied.get(member.parameter), role)))
-    # A weight whose rows and columns are both of the axis loses a cross, not two stripes.
-    gone = {name: shapes[name].numel() * (1 - math.prod(left)) for name, left in places.items()}
-    saved = sum(count * counted.positions.get(name, 0.0) for name, count in gone.items())
+    one, whole = _gone(axis, shapes, 1), _gone(axis, shapes, axis.width)
+    saved, all_ = (
+        sum(n * counted.positions.get(name, 0.0) for name, n in gone.items())
+        for gone in (one, whole)
+    )
     return {
         "axis": axis.name,
         "kind": axis.kind,
         "units": axis.width,
         "ties": _ties(axis),
         "macs_per_unit": round(saved),
-        "parameters_per_unit": round(sum(gone.values())),
-        "macs_share": min(1.0, saved * axis.width / counted.total) if counted.total else 0.0,
+        "parameters_per_unit": round(sum(one.values())),
+        "macs_share": all_ / counted.total if counted.total else 0.0,
         "locked": axis.locked or "",
         "tied": tied,
     }
+
+
+def _gone(axis: Axis, shapes: Shapes, units: int) -> dict[str, float]:
+    """Parameter -> numbers that go with so many units while all other axes are whole."""
+    left: dict[str, float] = {}
+    for member in axis.members:
+        if member.parameter in shapes:
+            share = units * member.index.shape[1] / shapes[member.parameter][member.dim]
+            # A weight whose rows and columns are both of the axis loses a cross, not two stripes.
+            left[member.parameter] = left.get(member.parameter, 1.0) * (1 - share)
+    return {name: shapes[name].numel() * (1 - part) for name, part in left.items()}
 
 
 def _ties(axis: Axis) -> str:

@@ -92,6 +92,9 @@ def test_every_row_says_what_it_ties_and_why_it_stays(residual: Network) -> None
     stream = rows["stem.weight"]
     assert stream["ties"].startswith("3 writes, 3 reads, 7 carries: stem, two ...")
     assert stream["tied"]["mix.weight"] == "writes along 0, reads along 1"
+    touched = 64 * (162 + 60 + 36) + 24 + 64 * 540  # every layer, `mix` once
+    assert stream["macs_share"] == pytest.approx(touched / facts["macs"])
+    assert stream["macs_per_unit"] == 64 * (27 + 10 + 11 + 90) + 4
     locked = [row for row in facts["axes"] if row["locked"]]
     assert locked
     assert facts["axes"][-len(locked) :] == locked
@@ -136,3 +139,4 @@ def test_resnet_20(repo_root: Path) -> None:
     row = next(r for r in inner if r["axis"] == "layer1.0.conv1.weight")
     assert row["macs_per_unit"] == 2 * 16 * 9 * 1024
     assert row["parameters_per_unit"] == 2 * 16 * 9 + 2
+    assert row["macs_share"] == pytest.approx(16 * row["macs_per_unit"] / facts["macs"])
