@@ -114,6 +114,11 @@ class Histogram:
     high: float = 0.0
     counts: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.float64))
 
+    def span(self, low: float, high: float) -> None:
+        """Count from low to high, where the range is known before."""
+        self.low, self.high = min(low, 0.0), max(high, 0.0)
+        self.counts = torch.zeros(self.bins, dtype=torch.float64)
+
     def add(self, values: Tensor) -> None:
         """Count values; raises BadInput where they are not finite."""
         least, greatest = (float(t) for t in values.detach().aminmax())

@@ -1,0 +1,148 @@
+"""Static quantization of a network after training: weights and activations, no gradient."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Sequence
+
+import torch
+from torch import Tensor, fx
+
+from lighten.edge_sensitivity import first_tensor, noise_ratio, sensitivity
+from lighten.errors import BadInput, WrongUse
+from lighten.lockstep import Lockstep
+from lighten.network import Network, batches
+from lighten.quantized import Quantized
+from lighten.ranges import METHODS, edges_of, fit_edge
+from lighten.registry import transforms
+from lighten.rewrite import editable, finished, weight_name
+from lighten.rounding import solvable
+from lighten.simulate import Simulation
+from lighten.types import Spec
+
+BATCH = 10
+HELD = 5
+"""One in so many calibration images is kept to check a bar on."""
+
+
+def quantize(
+    network: Network,
+    data: Tensor,
+    *,
+    bits_weights: int = 8,
+    bits_activations: int | None = 8,
+    keep_float: Collection[str] = (),
+    bar: float | None = None,
+    ranges: str = "mse",
+    symmetric: bool = False,
+    solver: str = "gptq",
+    apply: Sequence[str] = ("fold_batchnorm",),
+) -> Quantized:
+    """network with weights rounded per channel and activations per tensor.
+
+    data: (count, ...) of the network's input, normalised. bits_activations: None leaves them float.
+    keep_float: names of weights or of graph nodes (as in the transformed network) left float. bar:
+    least signal-to-noise ratio in dB of the first output, on images that were kept from the
+    calibration; the weights and edges that cost most are left float until it is met. ranges: how an
+    edge's range is chosen. symmetric: signed activations with zero point 0. apply: transforms.
+
+    Raises WrongUse for settings that cannot be, BadInput where the data is empty or not finite or
+    no choice of float edges meets the bar.
+    """
+    _check(data, bits_weights, bits_activations, ranges)
+    for name in apply:
+        network = transforms[name](network, data)
+    seen, held = data, data
+    if bar is not None:
+        at = torch.arange(len(data)) % HELD == HELD - 1
+        if not bool(at.any()):
+            raise WrongUse(f"a bar needs at least {HELD} images; here are {len(data)}")
+        seen, held = data[~at], data[at]
+    keep = set(keep_float)
+
+    def made(keep: Collection[str]) -> Quantized:
+        return _lockstep(
+            network, seen, bits_weights, bits_activations, keep, ranges, symmetric, solver
+        )
+
+    result = made(keep)
+    if bar is None:
+        return result
+    reached = quality(result, network, held)
+    worst: list[str] = []
+    count = 1
+    while reached < bar:
+        if not worst:
+            costs = sensitivity(result, held[:8])
+            worst = sorted(costs, key=lambda name: (-costs[name], name))
+        if count > len(worst):
+            raise BadInput(
+                f"all in float reaches {reached:.1f} dB, not {bar:g} dB",
+                "a bar counts noise beside the float network; is the network itself random?",
+            )
+        result = made(keep | set(worst[:count]))
+        reached = quality(result, network, held)
+        count = len(worst) if count < len(worst) < 2 * count else 2 * count
+    return result
+
+
+def quality(quantized: Quantized, network: Network, data: Tensor) -> float:
+    """Signal-to-noise ratio in dB of the first output beside the float network's."""
+    simulation = Simulation(quantized)
+    float_graph = network.flexible
+    pairs = []
+    with torch.no_grad():
+        for batch in batches(data, BATCH, network.device):
+            pairs.append((first_tensor(float_graph(batch)), first_tensor(simulation(batch))))
+    reference, output = (torch.cat(side) for side in zip(*pairs, strict=True))
+    ratio = noise_ratio(reference, output)
+    return -10 * math.log10(ratio) if ratio > 0 else math.inf
+
+
+def _lockstep(
+    network: Network, data: Tensor, bits_weights: int, bits_activations: int | None,
+    keep: Collection[str], ranges: str, symmetric: bool, solver: str,
+) -> Quantized:  # fmt: skip
+    graph = editable(network)
+    names = {n.name for n in graph.graph.nodes} | {n for n, _ in graph.named_parameters()}
+    unknown = sorted(set(keep) - names)
+    if unknown:
+        raise WrongUse(
+            f"nothing is called `{unknown[0]}` in the network",
+            "names are those of parameters and graph nodes after the transforms",
+        )
+    spec = Spec(f"int{bits_weights}_channel_sym", solver=solver)
+    specs = {
+        name: spec
+        for node, name in _weights(graph)
+        if name not in keep and node.name not in keep and solvable(node)
+    }
+    edges = edges_of(graph) if bits_activations is not None else {}
+    edges = {name: owner for name, owner in edges.items() if not {name, owner} & set(keep)}
+    step = Lockstep(
+        graph, specs, edges,
+        lambda name, seen: fit_edge(
+            seen, bits_activations or 8, symmetric=symmetric, signed=symmetric, method=ranges
+        ),
+        refit=solver != "rtn",
+    )  # fmt: skip
+    step.run(list(batches(data, BATCH, network.device)))
+    return Quantized(finished(network, graph), step.weights, step.chosen)
+
+
+def _weights(graph: fx.GraphModule) -> list[tuple[fx.Node, str]]:
+    pairs = [(node, weight_name(node)) for node in graph.graph.nodes]
+    return [(node, name) for node, name in pairs if name is not None]
+
+
+def _check(data: Tensor, weights: int, activations: int | None, ranges: str) -> None:
+    if not isinstance(data, Tensor) or len(data) == 0:
+        raise BadInput("there is no calibration data", "pass a tensor (count, ...) of inputs")
+    if not bool(torch.isfinite(data).all()):
+        raise BadInput("the calibration data holds NaN or infinite values", "is it normalised?")
+    if weights not in (2, 3, 4, 8):
+        raise WrongUse(f"weights cannot have {weights} bits", "8, 4, 3 or 2")
+    if activations is not None and not 2 <= activations <= 16:
+        raise WrongUse(f"activations cannot have {activations} bits", "2 to 16, or None for float")
+    if ranges not in METHODS:
+        raise WrongUse(f"ranges cannot be chosen by `{ranges}`", f"one of {', '.join(METHODS)}")
