@@ -31,6 +31,19 @@ _MOVES = {
 """Operators whose output holds numbers of their first input, hence on its grid."""
 
 
+def check(quantized: Quantized) -> None:
+    """Raise WrongUse or BadOutput for what ONNX cannot hold, before anything slow is done."""
+    source = quantized.network.source
+    state = quantized.network.module.state_dict()
+    for name, edge in quantized.edges.items():
+        _container(name, edge)
+    for name, weight in quantized.weights.items():
+        if name not in state:
+            raise BadOutput(f"{source} has no parameter `{name}`", "name it as in the state dict")
+        if not fits(weight):
+            _per_channel(name, weight)
+
+
 def quantize(model: Any, quantized: Quantized) -> None:
     """Put the quantizers of `quantized` in the marks' place and its codes in the weights', in an
     onnx.ModelProto of onnx_graph.marked_model. Raises BadOutput and WrongUse."""
@@ -87,8 +100,6 @@ class _Rewriter:
         state = self.quantized.network.module.state_dict()
         found: dict[str, Compressed] = {}
         for name, weight in self.quantized.weights.items():
-            if name not in state:
-                raise BadOutput(f"{self.quantized.network.source} has no parameter `{name}`")
             tied = [n for n, t in state.items() if _same(t, state[name]) and n in self.initializers]
             here = name if name in self.initializers else next(iter(tied), None)
             if here is None:
@@ -152,7 +163,7 @@ class _Rewriter:
         shape = tuple(self.initializers.pop(name).dims)
         codes, scale = levels(name, weight)
         source = f"{name}/codes"
-        if weight.format.code_bits == 8:  # type: ignore[attr-defined]
+        if getattr(weight.format, "code_bits", 8) == 8:
             self._add(source, codes.reshape(shape))
         else:
             packed = _nibbles(codes.reshape(-1))
@@ -229,17 +240,9 @@ def levels(name: str, weight: Compressed) -> tuple[Array, Array]:
     A row of zeros gets scale 1: its bias is int32 in units of that scale, and none holds for 0.
     Raises WrongUse for other formats.
     """
-    format = weight.format
-    if not (
-        hasattr(format, "code_bits") and getattr(format, "symmetric", False) and not format.block
-    ):
-        raise WrongUse(
-            f"`{name}` is {format.name}, which ONNX cannot hold",
-            "int8_channel_sym and int4_channel_sym for all layers, int4_g32 to int8_g128 for"
-            " linear ones",
-        )
+    format = _per_channel(name, weight)
     codes, grid = format.unpack(weight.parts, weight.shape)
-    signed = codes.to(torch.int16) - format.middle  # type: ignore[attr-defined]
+    signed = codes.to(torch.int16) - format.middle
     scale = grid["scale"][:, 0].float()
     dead = scale == 0
     signed = torch.where(dead[:, None], torch.zeros_like(signed), signed)
@@ -258,6 +261,19 @@ def _nibbles(codes: Array) -> bytes:
     """Two codes of 4 bits a byte, the first in the low bits."""
     low = np.pad(codes, (0, len(codes) % 2)).astype(np.uint8) & 15
     return (low[::2] | low[1::2] << 4).astype(np.uint8).tobytes()
+
+
+def _per_channel(name: str, weight: Compressed) -> Any:
+    """The weight's format, where it is integers with one scale a row and no zero."""
+    format = weight.format
+    symmetric = getattr(format, "symmetric", False)
+    if not (hasattr(format, "code_bits") and symmetric and not format.block):
+        raise WrongUse(
+            f"`{name}` is {format.name}, which ONNX cannot hold",
+            "int8_channel_sym and int4_channel_sym for all layers, int4_g32 to int8_g128 for"
+            " linear ones",
+        )
+    return format
 
 
 def _container(name: str, edge: Edge) -> tuple[int, int, int]:

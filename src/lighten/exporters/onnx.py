@@ -19,7 +19,7 @@ from lighten.errors import BadInput, BadOutput, MissingPackage, WrongUse
 from lighten.network import Network
 from lighten.onnx_graph import marked_model
 from lighten.onnx_matmul_nbits import fits
-from lighten.onnx_qdq import dense, quantize
+from lighten.onnx_qdq import check, dense, quantize
 from lighten.quantized import Quantized
 from lighten.registry import exporters
 
@@ -74,6 +74,8 @@ class Onnx:
             found.append("linear weights in groups use MatMulNBits, which onnxruntime has")
         if any(e.bits != 8 for e in edges):
             found.append("activations of other than 8 bits are rounded so, and multiplied as float")
+        if any(e.bits > 8 for e in edges):
+            found.append("OpenVINO does not round activations of more than 8 bits")
         return tuple(found)
 
     def _bytes(self, network: Any) -> bytes:
@@ -81,6 +83,7 @@ class Onnx:
         if why is not None:
             raise WrongUse(f"this cannot be written as ONNX: {why}")
         if isinstance(network, Quantized):
+            check(network)
             model = marked_model(network.network, network.edges)
             quantize(model, network)
         else:
