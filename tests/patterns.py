@@ -222,7 +222,8 @@ def written_out_rms_norm() -> Made:
         y = x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-6) * m.scale
         return m.head(x + m.down(F.silu(m.up(y))))
 
-    return Run(forward, stem=nn.Linear(5, 8), scale=nn.Parameter(torch.ones(8)), up=nn.Linear(8, 12),
+    scale = nn.Parameter(torch.ones(8))
+    return Run(forward, stem=nn.Linear(5, 8), scale=scale, up=nn.Linear(8, 12),
                down=nn.Linear(12, 8), head=nn.Linear(8, 3)), (torch.randn(2, 7, 5),)  # fmt: skip
 
 
@@ -328,7 +329,8 @@ def learned_scale() -> Made:
         return m.head(x)
 
     return Run(forward, a=conv(3, 8), b=conv(8, 8), c=conv(8, 8), head=conv(8, 3),
-               scale=nn.Parameter(torch.randn(1, 8, 1, 1)), gamma=nn.Parameter(torch.randn(8, 1, 1)),
+               scale=nn.Parameter(torch.randn(1, 8, 1, 1)),
+               gamma=nn.Parameter(torch.randn(8, 1, 1)),
                shift=nn.Parameter(torch.randn(8, 1, 1))), image()  # fmt: skip
 
 
@@ -506,7 +508,8 @@ def learned_positions() -> Made:
 
     return Run(forward, patch=nn.Conv2d(3, 8, 4, 4), token=nn.Parameter(torch.randn(1, 1, 8)),
                position=nn.Parameter(torch.randn(1, 5, 8)), norm=nn.LayerNorm(8),
-               up=nn.Linear(8, 12), down=nn.Linear(12, 8), head=nn.Linear(8, 3)), image()  # fmt: skip
+               up=nn.Linear(8, 12), down=nn.Linear(12, 8),
+               head=nn.Linear(8, 3)), image()  # fmt: skip
 
 
 @pattern({"b.weight": 6})

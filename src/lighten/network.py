@@ -72,7 +72,7 @@ class Network:
 
     def with_module(self, module: nn.Module) -> Network:
         """The same, with another module in its place (not copied)."""
-        return Network(module.eval(), self.inputs, self.source)
+        return Network(module.eval(), self.inputs, self.source, self.notes)
 
     @cached_property
     def program(self) -> torch.export.ExportedProgram:

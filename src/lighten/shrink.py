@@ -55,7 +55,7 @@ def own_module(network: Network, couplings: Couplings, keep: Keep) -> Network:
     module = copy.deepcopy(network.module)
     cut(module, couplings.positions(keep))
     count_heads(module, couplings, keep)
-    count_bare_norms(module, network.graph, couplings.stay(keep))
+    count_bare_norms(module, network, couplings.stay(keep))
     why = restate(module, couplings, keep)
     notes = () if why is None else (f"`from_pretrained` cannot build it: {why}",)
     return Network(module.eval(), network.inputs, network.source, notes)

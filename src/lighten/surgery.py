@@ -6,10 +6,11 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
 from lighten.coupling.axes import Couplings, Keep, Left, stored_names
 from lighten.coupling.trace import operator_name
+from lighten.network import Network
 
 Positions = Mapping[str, Mapping[int, Tensor]]
 """Tensor name -> dimension -> kept positions."""
@@ -30,7 +31,7 @@ def taken(tensor: Tensor, dims: Mapping[int, Tensor]) -> Tensor:
 
 @torch.no_grad()
 def cut(module: nn.Module, positions: Positions) -> None:
-    """Replace every tensor that shrinks; tied ones stay tied; standard modules learn their sizes."""
+    """Replace every tensor that shrinks, tied ones by one; standard modules learn their sizes."""
     tensors: dict[str, Tensor] = dict(module.named_parameters(remove_duplicate=False))
     tensors |= dict(module.named_buffers(remove_duplicate=False))
     made: dict[str, Tensor] = {}
@@ -60,7 +61,7 @@ def _fit(owner: nn.Module, leaf: str, old: tuple[int, ...], new: tuple[int, ...]
             if owner.proj_size:
                 owner.proj_size = new[1]
         return
-    if leaf != "weight" and not (leaf == "running_mean"):
+    if leaf not in ("weight", "running_mean"):
         return
     if isinstance(owner, nn.modules.conv._ConvNd):
         _fit_convolution(owner, old, new)
@@ -116,9 +117,12 @@ def count_heads(module: nn.Module, couplings: Couplings, keep: Keep) -> None:
                         setattr(owner, attribute, value * len(kept) // axis.width)
 
 
-def count_bare_norms(module: nn.Module, graph: fx.GraphModule, left: Left) -> None:
+def count_bare_norms(module: nn.Module, network: Network, left: Left) -> None:
     """Attributes of norms that have no tensors: how many channels or groups they see."""
-    for node in graph.graph.nodes:
+    kinds = (nn.modules.instancenorm._InstanceNorm, nn.GroupNorm)
+    if not any(isinstance(m, kinds) and m.weight is None for m in module.modules()):
+        return
+    for node in network.graph.graph.nodes:
         if node.op != "call_function" or operator_name(node) not in ("instance_norm", "group_norm"):
             continue
         stack = list((node.meta.get("nn_module_stack") or {}).values())

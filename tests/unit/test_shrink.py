@@ -117,6 +117,19 @@ def test_an_operator_without_a_rule_is_named() -> None:
     assert couple(network_of("unknown_operator")).unknown == {"sort": ["sort"]}
 
 
+def test_a_use_that_a_rule_does_not_know_locks_what_it_touches(monkeypatch: Any) -> None:
+    from lighten.coupling import trace
+
+    def narrow_minded(t: Any, a: Any) -> Any:
+        raise KeyError("axis")
+
+    monkeypatch.setitem(trace.RULES, "batch_norm", narrow_minded)
+    couplings = couple(network_of("plain"))
+    assert "KeyError" in (couplings["0.weight"].locked or "")
+    assert couplings.unknown == {"batch_norm": ["batch_norm"]}
+    assert couplings["3.weight"].locked is None
+
+
 @pytest.mark.parametrize(
     "kept", [[], [0, 0], [1, 0], [-1, 2], [0, 8], [[0], [1]], [0.0, 1.0]], ids=str
 )
@@ -137,7 +150,7 @@ def test_what_does_not_equal_the_masked_network_is_refused(monkeypatch: Any) -> 
     monkeypatch.setitem(trace.RULES, "layer_norm", trace.RULES["relu"])
     wrong = analyse(network)
     assert wrong["stem.weight"].locked is None
-    with pytest.raises(BadOutput, match="stem.weight"):
+    with pytest.raises(BadOutput, match=r"stem\.weight"):
         shrink(network, wrong, {"stem.weight": torch.arange(6)})
     couplings = couple(network)
     assert "does not equal" in (couplings["stem.weight"].locked or "")

@@ -61,7 +61,7 @@ class Couplings:
         return self.members(axis, "reads")
 
     def check(self, keep: Keep) -> None:
-        """Raises WrongUse for an axis that is unknown or locked and for units that are not there."""
+        """Raises WrongUse for an axis that is unknown or locked, or units that are not there."""
         for name, kept in keep.items():
             axis = self[name]
             if kept.dtype != torch.int64 or kept.dim() != 1:
@@ -273,7 +273,8 @@ def _named(
         kind: np.unique(roots[torch.cat([x.reshape(-1) for x in ids]).numpy()])
         for kind, ids in trace.marks.items()
     }
-    axes, units = [], []
+    axes: list[Axis] = []
+    units: list[Ints] = []
     ordered = []
     for classes, built, why in found:
         writers = [o for o, _ in built if o.role == "writes"]
@@ -283,18 +284,18 @@ def _named(
         ordered.append((lead, int(index[order[0], 0]), np.array(classes)[order], built, order, why))
     ordered.sort(key=lambda item: (item[0].order, item[0].start, item[1]))
     names = _names([(lead, why) for lead, _, _, _, _, why in ordered])
-    for name, (_, _, classes, built, order, why) in zip(names, ordered, strict=True):
+    for name, (_, _, own, built, order, why) in zip(names, ordered, strict=True):
         kind = next((k for k in ("heads", "groups") if k in marks
-                     and np.isin(classes, marks[k]).any()), "channels")  # fmt: skip
+                     and np.isin(own, marks[k]).any()), "channels")  # fmt: skip
         members = tuple(
             Member(o.parameter, o.dim, torch.from_numpy(np.ascontiguousarray(i[order])),
                    o.role or "carries")
             for o, i in sorted(built, key=lambda item: item[0].start)
         )  # fmt: skip
-        if why is None and len(classes) == 1:
+        if why is None and len(own) == 1:
             why = "it is one unit: nothing can be removed of it"
-        axes.append(Axis(name, len(classes), kind, members, why))
-        units.append(classes)
+        axes.append(Axis(name, len(own), kind, members, why))
+        units.append(own)
     return tuple(axes), tuple(units)
 
 

@@ -63,7 +63,7 @@ class Labels:
 class Value:
     """A tensor of the graph: its shape and the labels of its channels, one for each origin.
 
-    stored: made of parameters and constants only. groups: see `Trace.roles`.
+    stored: made of parameters and constants only.
     """
 
     shape: tuple[int, ...]
@@ -90,7 +90,8 @@ class Classes:
 
     def unite(self, a: Tensor, b: Tensor, why: str) -> None:
         """Elementwise the same channel, after broadcasting; what meets a 0 is locked: `why`."""
-        a, b = torch.broadcast_tensors(a, b)
+        shape = np.broadcast_shapes(tuple(a.shape), tuple(b.shape))
+        a, b = a.expand(shape), b.expand(shape)
         x, y = a.reshape(-1).numpy(), b.reshape(-1).numpy()
         both = (x > 0) & (y > 0)
         if both.any():

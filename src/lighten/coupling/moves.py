@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -10,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lighten.coupling.labels import Labels, Value
-from lighten.coupling.trace import Args, Trace, rule
+from lighten.coupling.trace import Args, Trace, operator_name, rule
 
 aten = torch.ops.aten
 
@@ -41,8 +40,8 @@ MOVES: dict[str, Callable[[Tensor, Args], Any]] = {
     "tile": lambda x, a: x.tile(a["dims"]),
     "flip": lambda x, a: x.flip(a["dims"]),
     "chunk": lambda x, a: x.chunk(a["chunks"], a["dim"]),
-    "split": lambda x, a: x.split(a.get("split_size", a.get("split_sizes")), a["dim"]),
-    "split_with_sizes": lambda x, a: x.split(list(a["split_sizes"]), a["dim"]),
+    "split": lambda x, a: aten.split(x, a.get("split_size", a.get("split_sizes")), a["dim"]),
+    "split_with_sizes": lambda x, a: aten.split_with_sizes(x, a["split_sizes"], a["dim"]),
     "tensor_split": lambda x, a: x.tensor_split(a.get("sections", a.get("indices")), a["dim"]),
     "unbind": lambda x, a: x.unbind(a["dim"]),
     "pixel_shuffle": lambda x, a: torch.pixel_shuffle(x, a["upscale_factor"]),
@@ -85,8 +84,6 @@ def move(t: Trace, a: Args) -> Any:
 
 
 def _name(t: Trace) -> str:
-    from lighten.coupling.trace import operator_name
-
     return operator_name(t.node) if t.node is not None else ""
 
 
@@ -287,7 +284,3 @@ def create(t: Trace, a: Args) -> Any:
 def create_like(t: Trace, a: Args) -> Any:
     zero = _name(t) == "zeros_like"
     return Value((), tuple(Labels(x.ids, zero) for x in source(a).labels))
-
-
-def elements(shape: tuple[int, ...]) -> int:
-    return math.prod(shape)

@@ -60,9 +60,9 @@ def group_norm(t: Trace, a: Args) -> Any:
                 t.unite(ids[:, 1:], ids[:, :1])
                 t.marks.setdefault("groups", []).append(ids[:, 0])
         labels.append(y)
-    y = _affine(t, Value(x.shape, tuple(labels)), [a["weight"], a["bias"]],
+    out = _affine(t, Value(x.shape, tuple(labels)), [a["weight"], a["bias"]],
                 isinstance(a["weight"], Value))  # fmt: skip
-    return y if not isinstance(a["out"], list | tuple) else [y, None, None]
+    return out if not isinstance(a["out"], list | tuple) else [out, None, None]
 
 
 @rule("layer_norm", "native_layer_norm", "rms_norm", "_fused_rms_norm")
@@ -76,5 +76,5 @@ def layer_norm(t: Trace, a: Args) -> Any:
             for y in v.labels:
                 t.role(v, y, "carries")
                 t.lock(y, f"{t.where} is taken over these channels")
-    y = Value((), tuple(Labels(y.ids) for y in labels))
-    return y if not isinstance(a["out"], list | tuple) else [y, *[None] * (len(a["out"]) - 1)]
+    out = Value((), tuple(Labels(y.ids) for y in labels))
+    return out if not isinstance(a["out"], list | tuple) else [out, *[None] * (len(a["out"]) - 1)]

@@ -217,10 +217,10 @@ def _whole(t: Trace, x: Value, dims: Iterable[int]) -> list[Labels]:
 @rule("max_pool1d", "max_pool2d", "max_pool3d", "avg_pool1d", "avg_pool2d", "avg_pool3d",
       "adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d", "adaptive_max_pool1d",
       "adaptive_max_pool2d", "adaptive_max_pool3d", "max_pool2d_with_indices", "lp_pool2d",
-      "upsample_nearest1d", "upsample_nearest2d", "upsample_bilinear2d", "upsample_bicubic2d", "upsample_linear1d",
-      "upsample_nearest3d", "upsample_trilinear3d", "_upsample_nearest_exact2d",
-      "reflection_pad1d", "reflection_pad2d", "replication_pad1d", "replication_pad2d",
-      "_adaptive_avg_pool2d", "grid_sampler")  # fmt: skip
+      "upsample_nearest1d", "upsample_nearest2d", "upsample_nearest3d", "upsample_linear1d",
+      "upsample_bilinear2d", "upsample_bicubic2d", "upsample_trilinear3d",
+      "_upsample_nearest_exact2d", "reflection_pad1d", "reflection_pad2d", "replication_pad1d",
+      "replication_pad2d", "_adaptive_avg_pool2d")  # fmt: skip
 def over_places(t: Trace, a: Args) -> Any:
     """Works within a channel, on all of its places."""
     x = source(a)

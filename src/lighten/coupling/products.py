@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Hashable, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from lighten.coupling.labels import Labels, Value
+from lighten.coupling.pointwise import pointwise
 from lighten.coupling.trace import Args, Trace, rule
 
 Letters = Sequence[Hashable]
@@ -81,7 +81,7 @@ def with_bias(t: Trace, x: Value, bias: Any, dim: int, rank: int) -> Value:
     """x plus one number for each position along dim."""
     if not isinstance(bias, Value):
         return x
-    out = []
+    out: list[Labels] = []
     for y in bias.labels:
         t.role(bias, y, "carries")
     spread = [
@@ -113,12 +113,21 @@ def linear(t: Trace, a: Args) -> Any:
 @rule("addmm")
 def addmm(t: Trace, a: Args) -> Any:
     y = contract(t, [(a["mat1"], "bi"), (a["mat2"], "io")], "bo")
-    return with_bias(t, y, a["self"], 1, 2) if len(a["self"].shape) == 1 else _blocked(t, y)
+    return with_bias(t, y, a["self"], 1, 2) if len(a["self"].shape) == 1 else _added(t, a, y)
 
 
-def _blocked(t: Trace, y: Value) -> Value:
-    t.lock(y.labels, f"{t.where} adds a matrix")
-    return Value((), ())
+@rule("baddbmm")
+def baddbmm(t: Trace, a: Args) -> Any:
+    return _added(t, a, contract(t, [(a["batch1"], "bmk"), (a["batch2"], "bkn")], "bmn"))
+
+
+def _added(t: Trace, a: Args, product: Value) -> Value:
+    """A product plus a whole tensor."""
+    shape = tuple(a["out"].shape)
+    product = Value(shape, tuple(x for x in product.labels if x.varies))
+    return pointwise(
+        t, [a["self"], product], shape, lambda states, n: len(states) == n and all(states), 0
+    )
 
 
 @rule("matmul", "mm", "bmm")
@@ -193,7 +202,7 @@ def convolution(t: Trace, a: Args) -> Any:
 def _grouped(t: Trace, x: Value, w: Value, groups: int, c: int, flipped: bool) -> Value:
     """Depthwise: an input channel with the outputs made of it. Else: channel j of every group."""
     rank = len(x.shape)
-    outs, ins = (0, 1) if not flipped else (1, 0)
+    ins = 0 if flipped else 1
     per_in = w.shape[0] // groups if flipped else w.shape[1]
     write = w.along(0)[0].ids[:, 0] if w.along(0) else None  # (out,) or, flipped, (in,)
     other = w.along(1)[0].ids[0] if w.along(1) else None
@@ -215,7 +224,7 @@ def _grouped(t: Trace, x: Value, w: Value, groups: int, c: int, flipped: bool) -
             t.unite(own.repeat_interleave(many), write)
         for y in w.labels:
             t.role(w, y, "carries")
-        labels = write
+        labels: Tensor | None = write
     else:
         reads, writes = (write, other) if flipped else (other, write)
         if reads is not None:
@@ -275,8 +284,6 @@ def attention(t: Trace, a: Args) -> Any:
     scores = Value(shape, tuple(x for x in scores.labels if x.varies))
     mask = a["attn_mask"]
     if isinstance(mask, Value):
-        from lighten.coupling.pointwise import pointwise
-
         scores = Value(shape, pointwise(t, [scores, mask], shape, lambda s, n: False, 0).labels)
     weights = [t.tie(x, {rank - 1}, "attention weights sum to one") for x in scores.labels]
     soft = Value(shape, tuple(Labels(x.ids) for x in weights if x.varies))
@@ -285,12 +292,7 @@ def attention(t: Trace, a: Args) -> Any:
         for x in v.labels
     ]
     v = Value(v.shape, tuple(values))
-    out = contract(t, [(soft, [*batch, "t", "s"]), (v, [*batch, "s", "e"])], [*batch, "t", "e"])
-    return Value((), tuple(_spanning(x, values) for x in out.labels))
-
-
-def _spanning(x: Labels, values: list[Labels]) -> Labels:
-    return x
+    return contract(t, [(soft, [*batch, "t", "s"]), (v, [*batch, "s", "e"])], [*batch, "t", "e"])
 
 
 def _shared_heads(x: Value, heads: int) -> Value:
@@ -301,11 +303,3 @@ def _shared_heads(x: Value, heads: int) -> Value:
         many = n if len(x.shape) - 3 in y.varies else 1
         labels.append(Labels(y.ids.repeat_interleave(many, -3), y.zero))
     return Value((*x.shape[:-3], heads, *x.shape[-2:]), tuple(labels), x.stored)
-
-
-def vector(labels: Sequence[Labels]) -> Tensor | None:
-    """The ids of a vector's labels."""
-    return labels[0].ids.reshape(-1) if labels else None
-
-
-torch.ops.aten  # noqa: B018  (operators are registered when torch is imported)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from lighten.coupling.labels import Labels, Value
@@ -84,6 +83,3 @@ def _initial(t: Trace, h: Value, ids: Tensor) -> None:
 
 def _last(ids: Tensor, rank: int) -> Labels:
     return Labels(ids.reshape((1,) * (rank - 1) + (-1,)), zero=True)
-
-
-torch.ops.aten.lstm  # noqa: B018

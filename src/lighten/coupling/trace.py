@@ -144,9 +144,9 @@ class Trace:
     def settle(self) -> None:
         """Decide what could be decided either way while the graph ran.
 
-        Labels y[d] that met x[h, d]: if x turned out the same along h, y is one with it; if x turned
-        out the same along d (whole heads), y is shared by all and stays; else y is one with it.
-        Then labels that still vary along two dimensions keep the widest: what remains is a rectangle.
+        Labels y[d] that met x[h, d]: if x turned out the same along h, y is one with it; if it did
+        along d (whole heads), y is shared by all and stays; else y is one with it. Labels that then
+        still vary along two dimensions keep the widest: what is left must be a rectangle.
         """
         waiting = self._deferred
         while waiting:
@@ -237,15 +237,24 @@ class Trace:
         function = RULES.get(name)
         stored = all(v.stored for v in given)
         plain = blank(concrete(node.meta.get("val")), stored)
+        named = [x for v in given for x in v.labels]
+        if given and not named:
+            return plain
         if function is None or not isinstance(node.target, torch._ops.OpOverload):
-            named = [x for v in given for x in v.labels]
-            if named:
-                self.unknown.setdefault(name, []).append(node.name)
-                self.lock(named, f"operator `{name}` has no rule")
-            return plain
-        if given and not any(v.labels for v in given):
-            return plain
-        return _checked(function(self, arguments(node, self._value)), plain)
+            return self._unknown(node, name, named, plain, "has no rule")
+        try:
+            return _checked(function(self, arguments(node, self._value)), plain)
+        except (LookupError, RuntimeError, TypeError, ValueError, AttributeError) as error:
+            # arguments that its rule does not foresee: as good as no rule
+            return self._unknown(
+                node, name, named, plain, f"is used as its rule does not know: {error!r}"
+            )
+
+    def _unknown(self, node: fx.Node, name: str, named: list[Labels], plain: Any, why: str) -> Any:
+        if named:
+            self.unknown.setdefault(name, []).append(node.name)
+            self.lock(named, f"operator `{name}` {why}")
+        return plain
 
     def _note(self, value: Any) -> None:
         for v in leaves(value):
