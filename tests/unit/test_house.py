@@ -46,6 +46,7 @@ SHARED = {
         "lighten.onnx_pads",
         "lighten.onnx_qdq",
         "lighten.quantized",
+        "lighten.sparse",
         "lighten.tensors",
     },
 }

@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -31,6 +31,7 @@ DTYPES = {
     torch.uint8: "U8",
     torch.bool: "BOOL",
 }
+T = TypeVar("T")
 INDEX = "model.safetensors.index.json"
 SHARD_BYTES = 5 * 10**9
 
@@ -126,14 +127,14 @@ class Shards:
             (folder / INDEX).write_bytes(index)
 
 
-class Tensors(Mapping[str, Tensor]):
-    """Names -> tensors that are loaded when asked for, one at a time."""
+class Lazy(Mapping[str, T]):
+    """Names -> what is loaded when it is asked for, one at a time."""
 
-    def __init__(self, names: Iterable[str], load: Callable[[str], Tensor]) -> None:
+    def __init__(self, names: Iterable[str], load: Callable[[str], T]) -> None:
         self._names = dict.fromkeys(names)
         self._load = load
 
-    def __getitem__(self, name: str) -> Tensor:
+    def __getitem__(self, name: str) -> T:
         if name not in self._names:
             raise KeyError(name)
         return self._load(name)
@@ -143,3 +144,6 @@ class Tensors(Mapping[str, Tensor]):
 
     def __len__(self) -> int:
         return len(self._names)
+
+
+Tensors = Lazy[Tensor]
