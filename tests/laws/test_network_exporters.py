@@ -89,6 +89,12 @@ def test_language_models_are_refused_with_a_way_out(exporter: Any, tmp_path: Pat
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("name", [n for n in exporters if n not in NAMES])
+def test_exporters_of_language_models_refuse_networks_with_a_way_out(name: str) -> None:
+    for kind in ("float", "int8"):
+        assert "onnx" in str(exporters[name].refuses(subject(kind)))
+
+
 def test_other_peoples_places_are_refused(exporter: Any, tmp_path: Path) -> None:
     folder = tmp_path / f"home{exporter.suffix}"
     folder.mkdir()

@@ -34,6 +34,8 @@ from lighten.containers.safetensors import (
     Tensors,
 )
 from lighten.errors import WrongUse
+from lighten.network import Network
+from lighten.quantized import Quantized
 from lighten.registry import exporters, formats
 from lighten.tensors import safetensors_folder
 from lighten.types import Compressed, Layer, Spec, tensor_bytes
@@ -51,6 +53,8 @@ class CompressedTensors:
     shard_bytes: int = SHARD_BYTES
 
     def refuses(self, model: Any) -> str | None:
+        if isinstance(model, Network | Quantized):
+            return "it holds language models; networks go to onnx or checkpoint"
         if any(layer.transposed for layer in model.layers):
             return "compressed-tensors packs nn.Linear; this model's weights are stored (in, out)"
         return None

@@ -25,6 +25,8 @@ from lighten.containers.output import whole_file
 from lighten.containers.safetensors import Tensors
 from lighten.errors import BadInput, WrongUse
 from lighten.gguf_file import read_gguf
+from lighten.network import Network
+from lighten.quantized import Quantized
 from lighten.registry import exporters, families
 from lighten.tensors import read_bytes
 from lighten.types import Compressed, Layer, Spec
@@ -65,6 +67,8 @@ class Gguf:
     suffix: str = ".gguf"
 
     def refuses(self, model: Any) -> str | None:
+        if isinstance(model, Network | Quantized):
+            return "it holds language models; networks go to onnx or checkpoint"
         if model.kind == "gguf":
             return None
         if model.family is None:

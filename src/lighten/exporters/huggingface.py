@@ -17,6 +17,8 @@ from torch import Tensor
 from lighten.containers import folder
 from lighten.containers.safetensors import SHARD_BYTES, Entry, Shards, Tensors
 from lighten.errors import BadOutput
+from lighten.network import Network
+from lighten.quantized import Quantized
 from lighten.registry import exporters
 from lighten.tensors import safetensors_folder
 from lighten.types import Compressed, Layer, Spec
@@ -32,6 +34,8 @@ class HuggingFace:
     shard_bytes: int = SHARD_BYTES
 
     def refuses(self, model: Any) -> str | None:
+        if isinstance(model, Network | Quantized):
+            return "it holds language models; networks go to onnx or checkpoint"
         return None
 
     def rounds_inputs(self, model: Any, layer: Layer, spec: Spec) -> int | None:
