@@ -42,16 +42,40 @@ def _version(value: bool) -> None:
 
 
 Model = Annotated[
-    str, typer.Argument(metavar="MODEL", help="A Hugging Face folder or hub id, or a .gguf file.")
+    str,
+    typer.Argument(
+        metavar="MODEL",
+        help="A Hugging Face folder or hub id, a .gguf file; package.module:factory,"
+        " file.py:factory or a .pt2 file for a network.",
+    ),
 ]
 Folder = Annotated[
     Path, typer.Argument(metavar="RUN", help="The folder that `compress` wrote (its --out).")
 ]
 Data = Annotated[
     Path | None,
-    typer.Option(help="Text: .txt, .jsonl or a folder of them. Without: a text that lighten has."),
+    typer.Option(
+        help="Text: .txt, .jsonl or a folder of them (without: a text that lighten has)."
+        " Images: a folder for each class, a zip, .parquet or .npz."
+    ),
+]
+Weights = Annotated[
+    Path | None, typer.Option(help="Of a network: .safetensors, or .pt with tensors only.")
+]
+Test = Annotated[Path | None, typer.Option(help="Other images to measure on.")]
+Size = Annotated[int | None, typer.Option(min=1, help="Side of the images that a network takes.")]
+Mean = Annotated[
+    str | None, typer.Option(help='Of pixels in [0, 1]: "0.485,0.456,0.406" or "imagenet".')
+]
+Std = Annotated[str | None, typer.Option(help="The same for the standard deviation.")]
+Crop = Annotated[
+    str | None, typer.Option(help='"center", "squash", or the share of the side that is kept.')
 ]
 Samples = Annotated[int, typer.Option(min=1, help="Windows of text.")]
+Examples = Annotated[
+    int | None,
+    typer.Option(min=1, help="Windows of text (64) or images (1024) to calibrate on."),
+]
 Length = Annotated[int, typer.Option(min=2, help="Tokens in a window.")]
 Seed = Annotated[int, typer.Option(help="The same seed gives the same bytes.")]
 AsJson = Annotated[bool, typer.Option("--json", help="JSON on stdout instead of tables.")]
@@ -73,7 +97,10 @@ def compress(
     model: Model,
     budget: Annotated[
         str | None,
-        typer.Option(help='"80MB" of file, "4.5bpw" (bits per weight) or "25%" of the size now.'),
+        typer.Option(
+            help='"80MB" of file, "4.5bpw" (bits per weight), "25%" of the size now;'
+            ' of a network also "0.5 macs", "2M params", "12ms", "50% ms".'
+        ),
     ] = None,
     max_kld: Annotated[
         float | None,
@@ -81,26 +108,47 @@ def compress(
     ] = None,
     data: Data = None,
     export: Annotated[
-        str, typer.Option(help="The file to write; `lighten list exporters` names them.")
-    ] = "gguf",
+        str | None,
+        typer.Option(help="The file to write; `lighten list exporters` names them."),
+    ] = None,
+    quantize: Annotated[
+        str | None, typer.Option(help="Of a network: int8, w4a8, w4a4, none (without: auto).")
+    ] = None,
+    weights: Weights = None,
+    test: Test = None,
+    size: Size = None,
+    mean: Mean = None,
+    std: Std = None,
+    crop: Crop = None,
+    multiple: Annotated[
+        int | None, typer.Option(min=1, help="Channel counts are multiples of it.")
+    ] = None,
     out: Annotated[
         Path | None, typer.Option(help="The run's folder. Without: runs/<model>-<budget>.")
     ] = None,
-    samples: Samples = 64,
+    samples: Examples = None,
     length: Length = 512,
     seed: Seed = 0,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
     """Make MODEL fit the budget, export it and measure what it lost. The same line resumes."""
-    from lighten import pipeline
+    from lighten import front
 
-    result = pipeline.compress(
+    result = front.compress(
         model,
         budget=budget,
         max_kld=max_kld,
         data=data,
+        test=test,
         export=export,
+        quantize=quantize,
+        multiple=multiple,
+        weights=weights,
+        size=size,
+        mean=mean,
+        std=std,
+        crop=crop,
         out=out,
         samples=samples,
         length=length,
@@ -165,11 +213,17 @@ def measure(
 
 
 @app.command()
-def inspect(model: Model, as_json: AsJson = False, quiet: Quiet = False) -> None:
-    """What MODEL is made of, where its bytes are, and which formats fit each part."""
-    from lighten.inspect import inspect_model
+def inspect(
+    model: Model,
+    weights: Weights = None,
+    size: Size = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """What MODEL is made of, where its bytes and MACs are, what can shrink, which formats fit."""
+    from lighten import front
 
-    _show(inspect_model(model), as_json)
+    _show(front.inspect(model, weights=weights, size=size), as_json)
 
 
 @app.command("list")

@@ -41,12 +41,16 @@ SOLVER = "gptq"
 
 @dataclass(frozen=True)
 class Result:
-    """What a run has made. metrics: what `metrics.json` holds. exported: the file or folder."""
+    """What a run has made. metrics: what `metrics.json` holds. exported: the file or folder.
+
+    module: of a network, the smaller torch.nn.Module, before any rounding.
+    """
 
     run: Path
     exported: Path
     plan: Plan
     metrics: dict[str, Any]
+    module: Any = None
 
 
 @dataclass(frozen=True)

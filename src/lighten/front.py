@@ -1,0 +1,176 @@
+"""The public verbs on networks: compress, prune, quantize. Language models go to lighten.pipeline.
+
+lighten.compress(model, example_inputs, budget="0.5 macs", data=loader, evaluate=fn)
+lighten.prune(model, example_inputs, budget="0.5 macs", data=loader)
+lighten.quantize(model, example_inputs, data=loader)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from lighten.errors import WrongUse
+from lighten.network import Network
+from lighten.pipeline import Result
+from lighten.pipeline import compress as compress_language_model
+from lighten.samples import Samples, samples
+
+SAMPLES = {"windows": 64, "examples": 1024}
+
+
+def compress(
+    model: Any,
+    example_inputs: Any = None,
+    *,
+    budget: str | None = None,
+    max_kld: float | None = None,
+    data: Any = None,
+    test: Any = None,
+    evaluate: Callable[[Any], float] | None = None,
+    export: str | None = None,
+    quantize: str | None = None,
+    multiple: int | None = None,
+    weights: str | Path | None = None,
+    size: int | None = None,
+    mean: Any = None,
+    std: Any = None,
+    crop: Any = None,
+    out: str | Path | None = None,
+    samples: int | None = None,
+    length: int = 512,
+    seed: int = 0,
+) -> Result:
+    """Make `model` fit a budget, write it in the form that its runtime loads, and measure it.
+
+    model: a torch.nn.Module with example_inputs; or `package.module:factory`, `file.py:factory`
+    (with `weights`, and `size` of its images) or a .pt2 file; or a language model: a Hugging Face
+    folder, a hub id or a .gguf file.
+
+    budget: "80MB", "25%"; of networks also "0.5 macs", "2M params", "12ms", "50% ms"; of language
+    models also "4.5bpw", or max_kld instead. data: what to calibrate on; of networks a DataLoader,
+    an iterable of batches, tensors or a path of images (with mean and std), of language models a
+    path of text. test: other data of that kind to measure on. evaluate: called with the network (a
+    callable on batches), returns what counts, higher is better. export: "onnx" or "checkpoint" of
+    networks, "gguf" and others of language models. quantize: see lighten.compress_network.
+
+    The same call resumes. Raises UserError for what a person can mend.
+    """
+    if not is_network(model):
+        for name, value in {
+            "example_inputs": example_inputs, "evaluate": evaluate, "quantize": quantize,
+            "weights": weights, "size": size, "mean": mean, "std": std, "test": test,
+            "multiple": multiple, "crop": crop,
+        }.items():  # fmt: skip
+            if value is not None:
+                raise WrongUse(
+                    f"{name} is for networks, and {model} is opened as a language model",
+                    "a network is an nn.Module, package.module:factory or file.py:factory",
+                )
+        return compress_language_model(
+            model, budget=budget, max_kld=max_kld, data=data, export=export or "gguf", out=out,
+            samples=samples or SAMPLES["windows"], length=length, seed=seed,
+        )  # fmt: skip
+    if max_kld is not None:
+        raise WrongUse("max_kld is for language models", "give a budget")
+    from lighten.compress_network import compress_network
+
+    opened, found = opened_with_data(
+        model, example_inputs, data, test=test, weights=weights, size=size, mean=mean, std=std,
+        crop=crop, count=samples, seed=seed,
+    )  # fmt: skip
+    return compress_network(
+        opened, found, budget=budget, export=export or "onnx", quantize=quantize or "auto",
+        evaluate=evaluate, multiple=multiple, out=out,
+    )  # fmt: skip
+
+
+def is_network(model: Any) -> bool:
+    """Whether a model is a network: a module, a factory's name or an exported program."""
+    if isinstance(model, nn.Module | Network):
+        return True
+    text = str(model)
+    if text.endswith(".pt2"):
+        return True
+    home, colon, name = text.partition(":")
+    # a Windows path has a colon too, and a folder is never a factory
+    return bool(colon) and len(home) > 1 and bool(name) and not Path(text).exists()
+
+
+def opened_with_data(
+    model: Any, example_inputs: Any, data: Any, *, test: Any = None,
+    weights: str | Path | None = None, size: int | None = None, mean: Any = None,
+    std: Any = None, crop: Any = None, count: int | None = None, seed: int = 0,
+) -> tuple[Network, Samples]:  # fmt: skip
+    """The network and what it is calibrated and measured on; raises UserError."""
+    if data is None:
+        raise WrongUse(
+            "a network needs data to calibrate on",
+            "--data images.parquet (or a folder, a zip, an .npz); in Python data=loader",
+        )
+    network = opened(model, example_inputs, weights, size)
+    parts = [
+        loaded(part, network, size=size, mean=mean, std=std, crop=crop) for part in (data, test)
+    ]
+    found = samples(
+        parts[0], test=parts[1], calibration=count or SAMPLES["examples"], seed=seed,
+        source=str(data) if isinstance(data, str | Path) else "",
+    )  # fmt: skip
+    shape = tuple(network.inputs[0].shape[1:])
+    if tuple(found.calibration.shape[1:]) != shape:
+        raise WrongUse(
+            f"the data is {tuple(found.calibration.shape[1:])} and the network takes {shape}",
+            "give --size, or example inputs of the data's shape",
+        )
+    return network, found
+
+
+def opened(
+    model: Any, example_inputs: Any = None, weights: str | Path | None = None,
+    size: int | None = None,
+) -> Network:  # fmt: skip
+    """A Network of a module with example inputs, or of a factory's name; raises UserError."""
+    if isinstance(model, Network):
+        return model
+    if not isinstance(model, nn.Module):
+        from lighten.factories import open_network
+
+        return open_network(str(model), weights, inputs=example_inputs, size=size)
+    if example_inputs is None:
+        if size is None:
+            raise WrongUse(
+                "a module needs example inputs", "for images: torch.zeros(1, 3, 224, 224)"
+            )
+        from lighten.factories import example_images
+
+        example_inputs = example_images(size)
+    return Network.of(model, example_inputs)
+
+
+def loaded(data: Any, network: Network, *, size: int | None, mean: Any, std: Any, crop: Any) -> Any:
+    """Data as it is, or the images at a path, as the network takes them."""
+    if not isinstance(data, str | Path):
+        return data
+    from lighten.images import load_images
+
+    shape = network.inputs[0].shape
+    side = size if size is not None else int(shape[-1])
+    return load_images(data, size=side, mean=mean, std=std, channels=int(shape[1]),
+                       crop=crop or "center")  # fmt: skip
+
+
+def inspect(
+    model: Any, example_inputs: Any = None, *, weights: str | Path | None = None,
+    size: int | None = None,
+) -> dict[str, Any]:  # fmt: skip
+    """What a language model or a network is made of, and what of it can shrink."""
+    if is_network(model):
+        from lighten.inspect_network import inspect_network
+
+        return inspect_network(opened(model, example_inputs, weights, size))
+    from lighten.inspect import inspect_model
+
+    return inspect_model(model)

@@ -1,0 +1,114 @@
+"""What a network costs: multiply-adds, parameters, bytes, and time in the runtime that will run it.
+
+For each unit of a budget: how widths are predicted to cost, and how the real cost is taken.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from lighten.costs import parameter_counts, size_terms
+from lighten.latency_table import LatencyTable
+from lighten.latency_terms import latency_terms
+from lighten.macs import macs
+from lighten.network import Network
+from lighten.progress import stage
+from lighten.structure import Spend
+from lighten.types import Axis, Budget
+
+THREADS = 1
+"""Of the runtime when it is timed. One is what phones and servers with many requests have, and it
+does not depend on what else the machine does."""
+
+
+def sizes(network: Network) -> dict[str, Any]:
+    """Parameters and multiply-adds of one example."""
+    return {"parameters": network.parameters, "macs": round(macs(network).total)}
+
+
+def speed(export: str, path: Path, seconds: float = 2.0) -> dict[str, Any]:
+    """Size of the file; milliseconds of single runs and peak memory where its runtime is here."""
+    facts: dict[str, Any] = {"bytes": nbytes(path)}
+    from lighten.runtimes import onnxruntime
+
+    if export == "onnx" and onnxruntime.available():
+        found = onnxruntime.latency(path, threads=THREADS, seconds=seconds)
+        facts |= {
+            "p50_ms": found.p50, "p90_ms": found.p90, "p99_ms": found.p99,
+            "peak_memory_bytes": found.peak_rss_bytes,
+        }  # fmt: skip
+    return facts
+
+
+def nbytes(path: Path) -> int:
+    """Of a file or of all files in a folder."""
+    if path.is_dir():
+        return sum(p.stat().st_size for p in path.rglob("*") if p.is_file())
+    return path.stat().st_size
+
+
+def now(limit: Budget, before: Mapping[str, Any]) -> float:
+    """What the original spends, in the unit of the budget."""
+    key = {"macs": "macs", "params": "parameters", "ms": "p50_ms"}.get(limit.unit, "bytes")
+    return float(before[key])
+
+
+def counted(network: Network, axes: Sequence[Axis], unit: str) -> Spend:
+    """Cost in "macs" or "params", which nothing has to be run for."""
+    if unit == "params":
+        terms, fixed = size_terms(network, axes, parameter_counts(network))
+        return Spend(terms, fixed, lambda n: float(n.parameters))
+    found = macs(network)
+    terms, fixed = size_terms(network, axes, found.positions)
+    rest = found.total - _at_full(terms, fixed, axes)  # what is no weight's: attention's products
+    return Spend(terms, fixed + rest, lambda n: float(macs(n).total))
+
+
+def spend(
+    network: Network,
+    axes: Sequence[Axis],
+    limit: Budget,
+    weight_bits: int,
+    written: Callable[[Network, Path], None],
+    table: Path,
+) -> Spend:
+    """Predicted and real cost in the budget's unit.
+
+    weight_bits: of weights of layers in the exported file, 32 for float. written: writes a network
+    as it would be exported, its numbers quickly chosen. table: where latencies are kept.
+    """
+    if limit.unit in ("macs", "params"):
+        return counted(network, axes, limit.unit)
+
+    def real(measure: Callable[[Path], float]) -> Callable[[Network], float]:
+        def actual(candidate: Network) -> float:
+            with tempfile.TemporaryDirectory(prefix="lighten-") as folder:
+                path = Path(folder) / "candidate.onnx"
+                written(candidate, path)
+                return measure(path)
+
+        return actual
+
+    if limit.unit == "ms":
+        times = LatencyTable(table, THREADS, weight_bits < 32)
+        with stage("time operators"):
+            terms, fixed = latency_terms(network, axes, times)
+        return Spend(terms, fixed, real(_p50), tolerance=0.04)
+    layers = {layer.name for layer in network.layers}
+    each = {name: (weight_bits if name in layers else 32) / 8 for name in parameter_counts(network)}
+    terms, fixed = size_terms(network, axes, each)
+    return Spend(terms, fixed, real(lambda path: float(nbytes(path))), tolerance=0.02)
+
+
+def _p50(path: Path) -> float:
+    from lighten.runtimes import onnxruntime
+
+    return onnxruntime.latency(path, threads=THREADS, seconds=1.5).p50
+
+
+def _at_full(terms: Sequence[Any], fixed: float, axes: Sequence[Axis]) -> float:
+    widths = {axis.name: axis.width for axis in axes}
+    return fixed + float(sum(term.cost(widths) for term in terms))

@@ -1,0 +1,119 @@
+"""Make a network narrower until what it really costs meets the budget.
+
+    spend = Spend(terms, fixed, actual)     # what widths are predicted to cost, and what they do
+    found = narrow(job, spend, limit, spend_widths)
+
+Predictions leave things out (attention's products, an exporter's overhead, a runtime's mood), so
+the network is made, its cost is taken for real, and the limit that is spent is corrected by what
+was seen, until the real cost meets the budget.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from lighten.coupling import Couplings
+from lighten.decide import Term
+from lighten.errors import ImpossibleBudget
+from lighten.network import Network
+from lighten.shrink import shrink
+from lighten.types import Axis
+from lighten.widths import Curve, keep_of
+
+TURNS = 6
+
+
+@dataclass(frozen=True)
+class Spend:
+    """A cost: terms and fixed predict it from widths, actual takes it from a network.
+
+    tolerance: how far below the budget the real cost may stay without another try, as a share.
+    """
+
+    terms: Sequence[Term]
+    fixed: float
+    actual: Callable[[Network], float]
+    tolerance: float = 0.05
+
+    def predicted(self, widths: Mapping[str, int]) -> float:
+        return self.fixed + sum(term.cost(widths) for term in self.terms)
+
+
+@dataclass(frozen=True, eq=False)
+class Narrowed:
+    """A smaller network, not compensated yet; cost: real, in the budget's unit."""
+
+    network: Network
+    widths: Mapping[str, int]
+    keep: Mapping[str, Tensor]
+    cost: float
+
+
+Chooser = Callable[[float], dict[str, int]]
+"""A predicted cost -> widths that are predicted to cost no more (lighten.widths)."""
+
+
+def narrow(
+    network: Network,
+    couplings: Couplings,
+    curves: Mapping[str, Curve],
+    spend: Spend,
+    limit: float,
+    choose: Chooser,
+) -> Narrowed:
+    """The network at the widths that `choose` finds, its real cost at most `limit`.
+
+    Raises ImpossibleBudget where no widths come under it.
+    """
+    best: Narrowed | None = None
+    axes = {axis.name: axis.width for axis in couplings.free}
+    # a prediction may be off as a whole, as the times of single operators are
+    target = limit * spend.predicted(axes) / spend.actual(network)
+    seen = set[tuple[tuple[str, int], ...]]()
+    found: Narrowed | None = None
+    for _ in range(TURNS):
+        try:
+            widths = choose(target)
+        except ImpossibleBudget:
+            if best is None:
+                raise
+            break
+        key = tuple(sorted(widths.items()))
+        if key in seen:
+            break
+        seen.add(key)
+        found = at_widths(network, couplings, curves, spend, widths)
+        fits = found.cost <= limit
+        if fits and (best is None or found.cost > best.cost):
+            best = found
+        if fits and found.cost >= (1 - spend.tolerance) * limit:
+            break
+        target *= min(max(limit / found.cost, 0.5), 1.5)
+    if best is None:
+        tried = found.cost if found is not None else spend.actual(network)
+        raise ImpossibleBudget(
+            f"{limit:,.4g} was not reached: the cheapest network that was tried costs {tried:,.4g}",
+            "allow more",
+        )
+    return best
+
+
+def at_widths(
+    network: Network,
+    couplings: Couplings,
+    curves: Mapping[str, Curve],
+    spend: Spend,
+    widths: Mapping[str, int],
+) -> Narrowed:
+    """The network at these widths, the units that the curves say kept."""
+    keep = keep_of(curves, widths)
+    small = shrink(network, couplings, keep) if keep else network
+    return Narrowed(small, widths, keep, spend.actual(small))
+
+
+def free(axes: Sequence[Axis], curves: Mapping[str, Curve]) -> list[Axis]:
+    """The axes that may be narrowed."""
+    return [a for a in axes if a.locked is None and a.name in curves]
