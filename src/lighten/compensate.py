@@ -76,10 +76,8 @@ def _pair(
 ) -> tuple[Steps, Steps, list[Tensor]]:
     a, batches = steps_of(dense, data, batch)
     b, same = steps_of(small, data, batch)
-    differs = len(a.nodes) != len(b.nodes) or len(batches) != len(same)
-    for n, m in zip(a.nodes, b.nodes, strict=False):
-        differs = differs or n.op != m.op or operator(n) != operator(m)
-    if differs:
+    left, right = ([operator(n) or n.op for n in _running(s)] for s in (a, b))
+    if left != right or len(batches) != len(same):
         raise WrongUse(
             f"the smaller network's graph has other operators than that of {dense.source}",
             "only networks whose widths alone differ can be compensated",
@@ -87,9 +85,15 @@ def _pair(
     return a, b, batches
 
 
+def _running(steps: Steps) -> list[fx.Node]:
+    """The nodes that compute, in order; where parameters are looked up differs between graphs."""
+    return [n for n in steps.nodes if n.op != "get_attr"]
+
+
 @dataclass
 class _Run:
-    """a: the dense network's graph; b: the smaller one's; node i of one is node i of the other."""
+    """a: the dense network's graph; b: the smaller one's; m: nodes of a; n: nodes of b. nodes: node
+    of b -> the same of a."""
 
     a: Steps
     b: Steps
@@ -104,53 +108,66 @@ class _Run:
     dense: Values = field(default_factory=dict)
     small: Values = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        self.nodes = dict(zip(_running(self.b), _running(self.a), strict=True))
+
     def all(self) -> None:
         names = dict(weighted(self.b.graph))
         moved: set[fx.Node] = set()
-        for n, m in zip(self.a.nodes, self.b.nodes, strict=True):
-            if n.op == "placeholder":
-                self.dense[n] = self.small[m] = list(self.batches)
+        count = len(self.batches)
+        for steps, values in ((self.a, self.dense), (self.b, self.small)):
+            for node in steps.nodes:
+                if node.op == "get_attr":
+                    values[node] = steps.compute(node, values, count)
+        for n, m in self.nodes.items():
+            if m.op == "placeholder":
+                self.dense[m] = self.small[n] = list(self.batches)
                 continue
-            if n not in self.dense:
-                self.dense[n] = self.a.compute(n, self.dense, len(self.batches))
-            changed = any(s in moved for s in m.all_input_nodes)
-            if m.op == "get_attr":
-                changed = self.a.stored(n).shape != self.b.stored(m).shape
-            elif m in names and self._solvable(m):
-                if changed:
-                    self._solve(n, m, names[m])
-                if self.tick:
-                    self.tick(1)
-            if changed:
-                moved.add(m)
-            if m not in self.small:
-                self.small[m] = self.b.compute(m, self.small, len(self.batches))
-            self.a.forget(n, self.dense)
-            self.b.forget(m, self.small)
+            if m not in self.dense:
+                self.dense[m] = self.a.compute(m, self.dense, count)
+            if any(s in moved for s in n.all_input_nodes) or self._cut(m, n):
+                moved.add(n)
+                if n in names and self._solvable(n):
+                    self._solve(m, n, names[n])
+            if n in names and self.tick:
+                self.tick(1)
+            self.small[n] = self.b.compute(n, self.small, count)
+            self.a.forget(m, self.dense)
+            self.b.forget(n, self.small)
 
-    def _solvable(self, m: fx.Node) -> bool:
-        weight = m.args[1]
-        return (
-            isinstance(weight, fx.Node)
-            and self.b.readers(weight) == {m}
-            and Window.of(m) is not None
+    def _cut(self, m: fx.Node, n: fx.Node) -> bool:
+        """Whether a parameter of dense node m has become smaller."""
+        pairs = zip(m.all_input_nodes, n.all_input_nodes, strict=False)
+        return any(
+            s.op == "get_attr" and self.a.stored(t).shape != self.b.stored(s).shape
+            for t, s in pairs
+            if t.op == "get_attr"
         )
 
-    def _solve(self, n: fx.Node, m: fx.Node, name: str) -> None:
-        """Put a new weight and bias for node m in the place of its own."""
-        window, tail = Window.of(m), tail_of(self.b, m, self.small)
+    def _solvable(self, n: fx.Node) -> bool:
+        weight = n.args[1]
+        return (
+            isinstance(weight, fx.Node)
+            and self.b.readers(weight) == {n}
+            and Window.of(n) is not None
+        )
+
+    def _solve(self, m: fx.Node, n: fx.Node, name: str) -> None:
+        """Put a new weight and bias for node n in the place of its own."""
+        window, tail = Window.of(n), tail_of(self.b, n, self.small)
         if window is None:
             return
-        nodes = dict(zip(self.b.nodes, self.a.nodes, strict=True))
         for step in tail.nodes:  # the dense network runs ahead, up to the target
-            if nodes[step] not in self.dense:
-                self.dense[nodes[step]] = self.a.compute(nodes[step], self.dense, len(self.batches))
-        problem = self._problem(n, m, window, tail, nodes, name)
-        weight = self.b.tensor(m.args[1])  # type: ignore[arg-type]
+            if self.nodes[step] not in self.dense:
+                self.dense[self.nodes[step]] = self.a.compute(
+                    self.nodes[step], self.dense, len(self.batches)
+                )
+        problem = self._problem(m, n, window, tail, name)
+        weight = self.b.tensor(n.args[1])  # type: ignore[arg-type]
         scale, shift = _scale(self.b, tail.norm) if tail.norm else (None, None)
         start = weight.flatten(1) if scale is None else weight.flatten(1) * scale.unsqueeze(1)
-        bias = m.args[2] if len(m.args) > 2 else None
-        own = isinstance(bias, fx.Node) and bias.op == "get_attr" and self.b.readers(bias) == {m}
+        bias = n.args[2] if len(n.args) > 2 else None
+        own = isinstance(bias, fx.Node) and bias.op == "get_attr" and self.b.readers(bias) == {n}
         found, constant = fit(
             problem, start, self.ridge, self.rounds, free=tail.norm is not None or own,
         )  # fmt: skip
@@ -162,22 +179,19 @@ class _Run:
             self._set(tail.norm.bias, constant + scale * shift)
         elif own and isinstance(bias, fx.Node):
             self._set(bias, constant)
-        self._set(m.args[1], found.view_as(weight))  # type: ignore[arg-type]
+        self._set(n.args[1], found.view_as(weight))  # type: ignore[arg-type]
 
     def _set(self, node: fx.Node, value: Tensor) -> None:
         name = str(node.target)
         self.b.parameters[name] = value.to(self.b.stored(node).dtype)
-        for m in self.b.nodes:
-            if m.op == "get_attr" and str(m.target) == name:
-                self.small[m] = [self.b.parameters[name]] * len(self.batches)
+        for n in self.b.nodes:
+            if n.op == "get_attr" and str(n.target) == name:
+                self.small[n] = [self.b.parameters[name]] * len(self.batches)
 
-    def _problem(
-        self, n: fx.Node, m: fx.Node, window: Window, tail: Tail, nodes: dict[fx.Node, fx.Node],
-        name: str,
-    ) -> Problem:  # fmt: skip
+    def _problem(self, m: fx.Node, n: fx.Node, window: Window, tail: Tail, name: str) -> Problem:
         """Rows of inputs and targets at some positions of every batch."""
         kept = self.couplings.kept(name, self.keep)[0]
-        source, end = m.args[0], nodes[tail.nodes[-1]] if tail.nodes else n
+        source, end = n.args[0], self.nodes[tail.nodes[-1]] if tail.nodes else m
         images = sum(len(b) for b in self.batches)
         xs, ts, others = [], [], []
         for i in range(len(self.batches)):

@@ -71,6 +71,7 @@ class _State:
 
     def __init__(self, reading: Reading, ridge: float) -> None:
         h = reading.covariance.double()
+        h = (h + h.T) / 2
         if not bool(torch.isfinite(h).all()):
             raise BadInput("inputs of a layer hold NaN or infinite values", "is the model damaged?")
         eye = torch.eye(len(h), dtype=h.dtype, device=h.device)
