@@ -2,6 +2,7 @@
 
     import lighten
     result = lighten.compress("org/model", budget="90MB")
+    result = lighten.compress(module, example_inputs, budget="0.5 macs", data=loader)
     result.exported, result.metrics["after"]
 
 Names are loaded when they are first used: `import lighten` itself loads no torch.
@@ -17,16 +18,22 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from lighten.data import load_text
     from lighten.errors import UserError
-    from lighten.inspect import inspect_model
+    from lighten.front import compress, inspect, load, prune, quantize, write_onnx
     from lighten.measure import compare, quality
     from lighten.model import Model, open_model
-    from lighten.pipeline import Result, compress, export, replan
-    from lighten.registry import exporters, families, formats, solvers
+    from lighten.network import Network
+    from lighten.pipeline import Result, export, replan
+    from lighten.prune import Pruned
+    from lighten.quantized import Quantized
+    from lighten.registry import criteria, exporters, families, formats, solvers
     from lighten.types import Budget, Candidate, Compressed, Layer, Plan, Spec, Stats
 
 _HOME = {
-    "compress": "pipeline", "export": "pipeline", "replan": "pipeline", "Result": "pipeline",
-    "open_model": "model", "Model": "model", "inspect_model": "inspect", "load_text": "data",
+    "compress": "front", "prune": "front", "quantize": "front", "load": "front",
+    "inspect": "front", "write_onnx": "front", "Network": "network", "Pruned": "prune",
+    "Quantized": "quantized", "criteria": "registry",
+    "export": "pipeline", "replan": "pipeline", "Result": "pipeline",
+    "open_model": "model", "Model": "model", "load_text": "data",
     "quality": "measure", "compare": "measure", "UserError": "errors",
     "formats": "registry", "solvers": "registry", "exporters": "registry", "families": "registry",
     "Budget": "types", "Candidate": "types", "Compressed": "types", "Layer": "types",
@@ -39,23 +46,31 @@ __all__ = [
     "Compressed",
     "Layer",
     "Model",
+    "Network",
     "Plan",
+    "Pruned",
+    "Quantized",
     "Result",
     "Spec",
     "Stats",
     "UserError",
     "compare",
     "compress",
+    "criteria",
     "export",
     "exporters",
     "families",
     "formats",
-    "inspect_model",
+    "inspect",
+    "load",
     "load_text",
     "open_model",
+    "prune",
     "quality",
+    "quantize",
     "replan",
     "solvers",
+    "write_onnx",
 ]
 
 

@@ -9,15 +9,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from lighten.errors import WrongUse
 from lighten.network import Network
 from lighten.pipeline import Result
 from lighten.pipeline import compress as compress_language_model
 from lighten.samples import Samples, samples
+
+if TYPE_CHECKING:
+    from lighten.prune import Pruned
+    from lighten.quantized import Quantized
 
 SAMPLES = {"windows": 64, "examples": 1024}
 
@@ -160,6 +164,91 @@ def loaded(data: Any, network: Network, *, size: int | None, mean: Any, std: Any
     side = size if size is not None else int(shape[-1])
     return load_images(data, size=side, mean=mean, std=std, channels=int(shape[1]),
                        crop=crop or "center")  # fmt: skip
+
+
+def prune(
+    model: Any,
+    example_inputs: Any = None,
+    *,
+    budget: str,
+    data: Any = None,
+    criterion: str = "group_obs",
+    per_axis: bool = False,
+    steps: int = 1,
+    multiple: int = 1,
+    compensate: bool = True,
+    count: int = SAMPLES["examples"],
+) -> Pruned:
+    """Remove channels and heads until `budget` ("0.5 macs", "2M params") is met.
+
+    data: as for compress, `count` examples of it are used. For all else see
+    lighten.prune.prune_network. The model itself is not changed: the result has a `module`.
+    """
+    from lighten.prune import prune_network
+
+    network = opened(model, example_inputs)
+    return prune_network(
+        network, None if data is None else calibration(data, network, count), budget=budget,
+        criterion=criterion, per_axis=per_axis, steps=steps, multiple=multiple,
+        compensate=compensate,
+    )  # fmt: skip
+
+
+def quantize(
+    model: Any,
+    example_inputs: Any = None,
+    *,
+    data: Any,
+    weights: int = 8,
+    activations: int | None = 8,
+    bar: float | None = None,
+    count: int = 256,
+) -> Quantized:
+    """Static integers: weights per channel, activations per tensor, ranges from `data`.
+
+    bar: least signal-to-noise ratio of the output in dB; what costs most stays float until it is
+    met. `write_onnx` exports the result; lighten.simulate.Simulation(result) computes what the
+    runtime will.
+    """
+    from lighten.quantize_network import quantize as quantize_network
+
+    network = opened(model, example_inputs)
+    return quantize_network(
+        network, calibration(data, network, count), bits_weights=weights,
+        bits_activations=activations, bar=bar,
+    )  # fmt: skip
+
+
+def write_onnx(made: Any, path: str | Path, example_inputs: Any = None) -> Path:
+    """Write what prune or quantize made, or a module, as ONNX; opened and compared in onnxruntime
+    where that is installed. Raises BadOutput where it computes something else."""
+    from lighten.network_results import verify
+    from lighten.prune import Pruned
+    from lighten.quantized import Quantized
+    from lighten.registry import exporters
+
+    if isinstance(made, Pruned):
+        made = made.network
+    elif not isinstance(made, Quantized):
+        made = opened(made, example_inputs)
+    exporters["onnx"].write(made, Path(path))
+    network = made.network if isinstance(made, Quantized) else made
+    if len(network.inputs) == 1:
+        verify(Path(path), made, network.inputs[0])
+    return Path(path)
+
+
+def load(factory: Callable[[], nn.Module], folder: str | Path) -> nn.Module:
+    """The smaller module that `Pruned.save` wrote; factory makes the whole one."""
+    from lighten import saved
+
+    return saved.load(factory, Path(folder))
+
+
+def calibration(data: Any, network: Network, count: int) -> Tensor:
+    """Up to `count` examples of any kind of data, as the network takes them."""
+    found = loaded(data, network, size=None, mean=None, std=None, crop=None)
+    return samples(found, calibration=count, test=found).calibration
 
 
 def inspect(
