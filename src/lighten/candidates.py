@@ -4,7 +4,8 @@ No sweep is run here. A sweep's error is known beforehand, in expectation, from 
 fit a format with importance 1 / diag(U)² and sum the squared rounding errors with that weight
 (within some per cent of what the sweep then reaches, see tests/unit/test_candidates.py). Sparse
 formats choose what goes by the same weight, on weights that no sweep has corrected: that is right
-within a factor of two, too much at low sparsity and too little at high.
+within a factor of two, too much at low sparsity and too little at high. (Pruning ResNet-20 in one
+sweep without what follows it in `obs` predicts no better.)
 """
 
 from __future__ import annotations

@@ -48,15 +48,12 @@ class Layer:
 class Spec:
     """What is done to one weight. Reads and writes as text.
 
-    sparsity: "0.5" (the share of weights that are removed), "2:4" (2 of each 4 neighbours in a row
-    stay) or "t0.01" (what is not larger than 0.01 is removed).
+    sparsity: "0.5" (that share goes), "2:4" (2 of 4 in a row stay), "t0.01" (what is larger stays).
 
     >>> Spec.parse("int4_g128@gptq")
     Spec(format='int4_g128', sparsity=None, rank=None, activations=None, solver='gptq')
     >>> str(Spec.parse("int8+2:4"))
     'int8+2:4'
-    >>> str(Spec.parse("keep"))
-    'keep'
     """
 
     format: str | None = None
@@ -102,11 +99,8 @@ class Stats:
     frequency: (out,), for embeddings: how often each row was looked up, as a share of n.
     peaks: block -> (in / block,), mean square of the largest magnitude in each block of inputs, for
     runtimes that round inputs to 8 bits block by block. mean: (in,) of the inputs. Of a grouped
-    convolution of a network, hessian is (groups, in, in) and mean (groups, in).
-
-    For criteria: slope and curvature (out, in), mean and mean square over samples of the loss
-    gradient at each weight (lighten.gradients); scale (out,), what a batch norm multiplies each
-    output by.
+    convolution of a network, hessian is (groups, in, in) and mean (groups, in). slope, curvature:
+    (out, in), mean and mean square of each weight's gradient. scale: (out,), of the norm behind it.
     """
 
     n: int
@@ -186,10 +180,8 @@ class Compressed:
     def rows(self, index: Tensor) -> Compressed:
         """The same weight with its rows taken in another order."""
         take = getattr(self.format, "take", None)
-        if take is not None:
-            parts = take(self.parts, self.shape, index)
-        else:
-            parts = {k: p.index_select(0, index) for k, p in self.parts.items()}
+        each = {} if take else {k: p.index_select(0, index) for k, p in self.parts.items()}
+        parts = take(self.parts, self.shape, index) if take else each
         return Compressed(self.spec, (len(index), self.shape[1]), self.format, parts)
 
 
