@@ -43,6 +43,15 @@ def needed(who: str, stats: Stats | None, what: str) -> Tensor:
     return found
 
 
+def by_group(weight: Tensor, hessian: Tensor, judge: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    """judge(rows, H) of each group of rows where H is (groups, in, in), else of all at once."""
+    hessian = hessian.to(weight)
+    if hessian.dim() == 2:
+        return judge(weight, hessian)
+    rows = weight.chunk(len(hessian))
+    return torch.cat([judge(r, h) for r, h in zip(rows, hessian, strict=True)])
+
+
 def of_outputs(criterion: Any) -> Any:
     """Mark a criterion that judges a whole output (row): columns are not told apart by it."""
     criterion.outputs = True

@@ -151,3 +151,16 @@ def test_statistics_that_are_no_numbers_are_refused_where_they_are_used(name: st
             criteria[name](w, bad)
     else:
         assert torch.equal(without, criteria[name](w, bad))
+
+
+@each
+def test_groups_of_a_convolution_are_judged_each_on_its_own_inputs(name: str) -> None:
+    w = weight()
+    seen = stats(w)
+    other = stats(w, seed=8)
+    both = replace(seen, hessian=torch.stack([seen.hessian, other.hessian]))
+    found = criteria[name](w, both)
+    half = OUT // 2
+    assert torch.allclose(found[:half], criteria[name](w, seen)[:half], rtol=1e-4)
+    alike = replace(seen, hessian=other.hessian)
+    assert torch.allclose(found[half:], criteria[name](w, alike)[half:], rtol=1e-4)

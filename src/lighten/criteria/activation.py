@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from lighten.checked import finite, needed, of_outputs, spread
+from lighten.checked import by_group, finite, needed, of_outputs, spread
 from lighten.registry import criteria
 from lighten.types import Stats
 
@@ -18,5 +18,8 @@ from lighten.types import Stats
 @of_outputs
 def activation(weight: Tensor, stats: Stats | None = None) -> Tensor:
     """diag(W H Wᵀ), the mean square of each output without its bias, spread over its row."""
-    hessian = needed("activation", stats, "hessian").to(finite("activation", weight))
-    return spread(((weight @ hessian) * weight).sum(1).clamp(min=0), weight)
+
+    def judge(rows: Tensor, hessian: Tensor) -> Tensor:
+        return spread(((rows @ hessian) * rows).sum(1).clamp(min=0), rows)
+
+    return by_group(finite("activation", weight), needed("activation", stats, "hessian"), judge)

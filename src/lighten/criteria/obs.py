@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from lighten.checked import finite, needed
+from lighten.checked import by_group, finite, needed
 from lighten.registry import criteria
 from lighten.sweep import Factor
 from lighten.types import Stats
@@ -17,6 +17,8 @@ from lighten.types import Stats
 @criteria("obs")
 def obs(weight: Tensor, stats: Stats | None = None) -> Tensor:
     """w² / [H⁻¹]_jj, H damped."""
-    hessian = needed("obs", stats, "hessian").to(finite("obs", weight))
-    inverse = Factor.of(hessian).upper.square().sum(0)
-    return weight.square() / inverse
+
+    def judge(rows: Tensor, hessian: Tensor) -> Tensor:
+        return rows.square() / Factor.of(hessian).upper.square().sum(0)
+
+    return by_group(finite("obs", weight), needed("obs", stats, "hessian"), judge)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from lighten.checked import finite, needed
+from lighten.checked import by_group, finite, needed
 from lighten.registry import criteria
 from lighten.types import Stats
 
@@ -16,5 +16,8 @@ from lighten.types import Stats
 @criteria("wanda")
 def wanda(weight: Tensor, stats: Stats | None = None) -> Tensor:
     """|w| sqrt(H_jj)."""
-    hessian = needed("wanda", stats, "hessian").to(finite("wanda", weight))
-    return weight.abs() * hessian.diagonal().clamp(min=0).sqrt()
+
+    def judge(rows: Tensor, hessian: Tensor) -> Tensor:
+        return rows.abs() * hessian.diagonal().clamp(min=0).sqrt()
+
+    return by_group(finite("wanda", weight), needed("wanda", stats, "hessian"), judge)
