@@ -107,8 +107,9 @@ def _linked(node: fx.Node, sources: list[fx.Node]) -> bool:
         return planes and not (constant and len(node.args) > 3 and node.args[3])
     if name == "mean":
         dims = node.args[1] if len(node.args) > 1 else None
-        kept = isinstance(dims, list | tuple) and all(d % len(sources[0].meta["val"].shape) > 1 for d in dims)
-        return kept
+        return isinstance(dims, list | tuple) and all(
+            d % len(sources[0].meta["val"].shape) > 1 for d in dims
+        )
     if name in ("view", "reshape", "flatten", "squeeze"):
         before = sources[0].meta["val"].shape
         return all(int(n) == 1 for n in before[2:]) and len(shape) == 2

@@ -19,7 +19,7 @@ from lighten.network import LINEAR
 from lighten.quantized import Edge
 from lighten.ranges import Histogram, quantize_values
 from lighten.rewrite import bias_node, groups, set_bias, value_of, weight_name
-from lighten.rounding import Moments, columns, fitted, moments, rounded, solvable
+from lighten.rounding import Moments, columns, fitted, grouped, moments, rounded, solvable
 from lighten.simulate import bias_steps, round_bias
 from lighten.types import Compressed, Spec
 from lighten.walk import is_tensor, operator, tensors_of
@@ -76,7 +76,7 @@ class Lockstep:
                     quant[node] = _computed(node, quant, len(batches))
                 quant[node] = self._rounded(node, quant[node])
             for source in node.all_input_nodes:
-                if last[source] is node:
+                if last.get(source) is node:  # a bias that was added just now has no values
                     del dense[source], quant[source]
             if node not in last:
                 del dense[node], quant[node]
@@ -101,13 +101,14 @@ class Lockstep:
         name = str(weight_name(node))
         weight = value_of(self.graph, node.args[1])
         bias = value_of(self.graph, bias_node(node))
-        assert weight is not None
-        spec, source = self.specs[name], node.args[0]
-        assert isinstance(source, fx.Node)
+        if weight is None or not solvable(node):
+            raise WrongUse(
+                f"`{name}` is the weight of {operator(node)}, which cannot be quantized yet",
+                "leave it float: keep_float",
+            )
+        spec, source = self.specs[name], tensors_of(node)[0]
         g = groups(node)
         as_groups = weight.reshape(g, weight.shape[0] // g, -1)
-        if not solvable(node):
-            raise WrongUse(f"`{name}` is a {operator(node)}: only its weights can stay float", "")
         folds = self._moments(node, weight.shape[2:], dense, quant)
         whole = folds[0]
         for fold in folds[1:]:
@@ -132,8 +133,7 @@ class Lockstep:
     ) -> list[Moments]:
         """Sums over the images, in folds; the target includes what the sum after it has lost."""
         other = _skip(node)
-        source = node.args[0]
-        assert isinstance(source, fx.Node)
+        source = tensors_of(node)[0]
         folds: list[Moments | None] = [None] * min(_FOLDS, len(quant[source]))
         for i, x in enumerate(quant[source]):
             target = dense[node][i]
@@ -159,12 +159,15 @@ def _computed(
     """A node's value for each batch; replaced: position -> another argument."""
     found = []
     for i in range(count):
-        args = list(fx.node.map_arg(node.args, lambda n, i=i: values[n][i] if n in values else None))
-        for at, value in (replaced or {}).items():
+
+        def value(source: fx.Node, i: int = i) -> Any:
+            return values[source][i] if source in values else None
+
+        args: list[Any] = list(fx.node.map_arg(node.args, value))
+        for at, other in (replaced or {}).items():
             args += [None] * (at + 1 - len(args))
-            args[at] = value
-        kwargs = fx.node.map_arg(node.kwargs, lambda n, i=i: values[n][i])
-        found.append(node.target(*args, **kwargs))  # type: ignore[operator]
+            args[at] = other
+        found.append(node.target(*args, **fx.node.map_arg(node.kwargs, value)))  # type: ignore[operator]
     return found
 
 
@@ -173,7 +176,7 @@ def _as_columns(node: fx.Node, y: Tensor) -> Tensor:
     if node.target in LINEAR:
         return y.reshape(-1, y.shape[-1]).T.unsqueeze(0)
     g = groups(node)
-    return y.flatten(2).unflatten(1, (g, -1)).permute(1, 2, 0, 3).flatten(2)
+    return grouped(y.flatten(2), g)
 
 
 def _owns(bias: object) -> bool:

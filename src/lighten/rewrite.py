@@ -57,7 +57,7 @@ def groups(node: fx.Node) -> int:
     if node.target in LINEAR:
         return 1
     slot = 8 if node.target is torch.ops.aten.convolution.default else 6
-    return int(node.args[slot]) if len(node.args) > slot else 1  # type: ignore[call-overload]
+    return int(node.args[slot]) if len(node.args) > slot else 1  # type: ignore[arg-type]
 
 
 def transposed(node: fx.Node) -> bool:
@@ -155,9 +155,8 @@ def _functional(graph: fx.GraphModule) -> None:
                 "write it without an operator that ends in `_`",
             )
         node.target = overload
-        changed.replace_all_uses_with(
-            node, delete_user_cb=lambda user, at=order[node]: order[user] > at
-        )
+        for user in [u for u in changed.users if order[u] > order[node]]:
+            user.replace_input_with(changed, node)
 
 
 def _is_view(node: fx.Node) -> bool:

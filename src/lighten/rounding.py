@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, fx
@@ -26,12 +27,8 @@ from lighten.rewrite import groups, transposed
 from lighten.sweep import DAMP
 from lighten.types import Compressed, Spec, Stats
 
-aten = torch.ops.aten
-
 RIDGES = (0.01, 0.1, 1.0, 10.0)
 """Tried for λ, times the mean of diag(C); the best on images left out is used, or W itself."""
-
-_FOLDS = 4
 
 
 @dataclass
@@ -72,36 +69,44 @@ def columns(node: fx.Node, x: Tensor, kernel: Sequence[int]) -> Tensor:
     """What a node's weight is multiplied with: (groups, in, positions)."""
     if node.target in LINEAR:
         return x.reshape(-1, x.shape[-1]).T.unsqueeze(0)
-    arguments = list(node.args[3:]) + [None] * 6
-    general = node.target is aten.convolution.default
+    arguments: list[Any] = [*node.args[3:], None, None, None]
     stride, padding, dilation = arguments[:3]
     g = groups(node)
     dims = len(kernel)
-    kernel, x = list(kernel), x
+    kernel = list(kernel)
     if dims == 1:  # a row of height 1
         x, kernel = x.unsqueeze(2), [1, *kernel]
     stride, dilation = _pair(stride, dims, 1), _pair(dilation, dims, 1)
     if isinstance(padding, str):
-        total = [d * (k - 1) if padding == "same" else 0 for d, k in zip(dilation, kernel)]
+        total = [
+            d * (k - 1) if padding == "same" else 0 for d, k in zip(dilation, kernel, strict=True)
+        ]
         x = functional.pad(x, (total[1] // 2, total[1] - total[1] // 2,
                                total[0] // 2, total[0] - total[0] // 2))  # fmt: skip
         padding = [0, 0]
     else:
         padding = _pair(padding, dims, 0)
-    del general
     if kernel == [1, 1] and padding == [0, 0]:
         x = x[:, :, :: stride[0], :: stride[1]]
         flat = x.flatten(2)
     else:
-        flat = functional.unfold(x, kernel, dilation, padding, stride)
-    return flat.unflatten(1, (g, -1)).permute(1, 2, 0, 3).flatten(2)
+        flat = functional.unfold(x, tuple(kernel), tuple(dilation), tuple(padding), tuple(stride))
+    return grouped(flat, g)
 
 
-def _pair(value: object, dims: int, fill: int) -> list[int]:
+def grouped(flat: Tensor, g: int) -> Tensor:
+    """(n, channels, positions) -> (groups, channels / groups, n * positions)."""
+    n, channels, positions = flat.shape
+    return (
+        flat.view(n, g, channels // g, positions).permute(1, 2, 0, 3).reshape(g, channels // g, -1)
+    )
+
+
+def _pair(value: Any, dims: int, fill: int) -> list[int]:
     """One number per spatial dimension of a plane."""
     if value is None:
         return [fill, fill]
-    given = [int(v) for v in value] if isinstance(value, list | tuple) else [int(value)]  # type: ignore[call-overload]
+    given = [int(v) for v in value] if isinstance(value, list | tuple) else [int(value)]
     if len(given) == 1:
         given = given * dims
     return given if dims == 2 else [fill if fill == 0 else 1, *given]
@@ -148,7 +153,8 @@ def _ridge(m: Moments, weight: Tensor, ridge: float) -> Tensor:
     diagonal = c.diagonal(dim1=1, dim2=2)
     size = ridge * diagonal.mean(1).clamp(min=1e-12)
     damped = c + torch.diag_embed(size.unsqueeze(1).expand_as(diagonal))
-    return weight + torch.linalg.solve(damped, (cross - weight @ c).transpose(1, 2)).transpose(1, 2)
+    step: Tensor = torch.linalg.solve(damped, (cross - weight @ c).transpose(1, 2))
+    return weight + step.transpose(1, 2)
 
 
 def rounded(m: Moments, weight: Tensor, spec: Spec) -> Compressed:
@@ -189,7 +195,7 @@ def _grouped(weight: Tensor, hessian: Tensor, spec: Spec) -> Compressed:
 
     def cost(code: Tensor) -> Tensor:
         gap = weight - fmt.decode(code, grid).view(g, rows, n)
-        return ((gap @ hessian) * gap).sum(2).flatten()
+        return torch.einsum("gri,gij,grj->gr", gap, hessian, gap).flatten()
 
     better = cost(swept) <= cost(nearest)
     chosen = torch.where(better.unsqueeze(1), swept, nearest)

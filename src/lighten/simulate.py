@@ -1,4 +1,4 @@
-"""Compute what an integer runtime computes: edges rounded, weights decoded, biases in int32 steps."""
+"""Compute what an integer runtime computes: rounded edges, decoded weights, biases in steps."""
 
 from __future__ import annotations
 
@@ -43,13 +43,13 @@ def replaced_parameters(quantized: Quantized, graph: fx.GraphModule) -> dict[str
         like = state[name]
         found[name] = weight.dense().reshape(like.shape).to(like)
     for node in graph.graph.nodes:
-        name, bias = weight_name(node), bias_node(node)
-        if name not in quantized.weights or not isinstance(bias, fx.Node):
+        read, bias = weight_name(node), bias_node(node)
+        if read is None or read not in quantized.weights or not isinstance(bias, fx.Node):
             continue
         sources = tensors_of(node)
         edge = quantized.edges.get(sources[0].name) if sources else None
         if edge is not None and bias.op == "get_attr":
-            steps = bias_steps(edge, quantized.weights[name])
+            steps = bias_steps(edge, quantized.weights[read])
             found[str(bias.target)] = round_bias(state[str(bias.target)], steps)
     return found
 

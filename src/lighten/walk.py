@@ -30,7 +30,7 @@ def operator(node: fx.Node) -> str:
 def tensors_of(node: fx.Node) -> tuple[fx.Node, ...]:
     """The nodes that a node reads activations from: no parameters, no sizes."""
     return tuple(
-        n for n in node.all_input_nodes if n.op != "get_attr" and is_tensor(n) or _many(n)
+        n for n in node.all_input_nodes if (n.op != "get_attr" and is_tensor(n)) or _many(n)
     )
 
 

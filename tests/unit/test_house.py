@@ -37,6 +37,14 @@ SHARED = {
     "formats": {"lighten.scale_search", "lighten.super_block"},
     "solvers": {"lighten.checked", "lighten.exchange", "lighten.sparse", "lighten.sweep"},
     "criteria": {"lighten.checked", "lighten.sweep"},
+    "transforms": {
+        "lighten.channels",
+        "lighten.network",
+        "lighten.quantized",
+        "lighten.ranges",
+        "lighten.rewrite",
+        "lighten.walk",
+    },
     "exporters": {
         "lighten.containers",
         "lighten.gguf_file",

@@ -77,24 +77,23 @@ def _peaks(
 
 def _written(graph: fx.GraphModule, stream: Stream) -> Tensor:
     """The largest weight (width,) that writes each channel."""
-    found = []
-    for node in stream.writers:
-        weight = _weight(graph, node)
-        if transposed(node):
-            weight = weight.unflatten(0, (groups(node), -1)).transpose(1, 2).flatten(0, 1)
-        found.append(weight.abs().flatten(1).amax(1))
-    return torch.stack(found).amax(0)
+    return torch.stack([_largest(graph, n, transposed(n)) for n in stream.writers]).amax(0)
 
 
 def _read(graph: fx.GraphModule, stream: Stream) -> Tensor:
     """The largest weight (width,) that reads each channel."""
-    found = []
-    for node in stream.readers:
-        weight = _weight(graph, node)
-        if not transposed(node):
-            weight = weight.unflatten(0, (groups(node), -1)).transpose(1, 2).flatten(0, 1)
-        found.append(weight.abs().flatten(1).amax(1))
-    return torch.stack(found).amax(0)
+    return torch.stack([_largest(graph, n, not transposed(n)) for n in stream.readers]).amax(0)
+
+
+def _largest(graph: fx.GraphModule, node: fx.Node, second: bool) -> Tensor:
+    """The largest magnitude for each index of a weight's first dimension, or of its second and the
+    group."""
+    weight = _weight(graph, node)
+    if second:
+        g = groups(node)
+        weight = weight.reshape(g, len(weight) // g, weight.shape[1], -1).transpose(1, 2)
+        weight = weight.reshape(g * weight.shape[1], -1)
+    return weight.abs().flatten(1).amax(1)
 
 
 def _scale(graph: fx.GraphModule, stream: Stream, ranges: Tensor, alpha: float) -> Tensor:
