@@ -15,6 +15,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import network_tables
+
 from lighten.summary import label, quantity
 
 HERE = Path(__file__).resolve().parent
@@ -124,6 +126,14 @@ def encode_speed(folder: Path = HERE) -> str:
     return f"{about}\n\n{_table(head, rows, text=(0,))}"
 
 
+def network(found: tuple[str, network_tables.Table] | None) -> str:
+    """A sentence and a table of a benchmark on networks."""
+    if found is None:
+        return NOT_YET["en"]
+    text, (head, rows, words) = found
+    return f"{text}\n\n{_table(head, rows, text=words)}"
+
+
 def pages(folder: Path = HERE) -> dict[Path, str]:
     """Path -> what it should hold."""
     wanted = {
@@ -131,6 +141,10 @@ def pages(folder: Path = HERE) -> dict[Path, str]:
             "gguf_quality": gguf_quality(folder),
             "compress_time": compress_time(folder),
             "encode_speed": encode_speed(folder),
+            "patterns": network(network_tables.patterns(folder)),
+            "resnet56_macs": network(network_tables.resnet56(folder)),
+            "efficientnet_int8": network(network_tables.efficientnet(folder)),
+            "half_latency": network(network_tables.half_latency(folder)),
         },
         "README.md": {"results": results("en", folder)},
         "README.zh-CN.md": {"results": results("zh", folder)},
