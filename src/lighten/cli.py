@@ -114,6 +114,9 @@ def compress(
     quantize: Annotated[
         str | None, typer.Option(help="Of a network: int8, w4a8, w4a4, none (without: auto).")
     ] = None,
+    sparsity: Annotated[
+        str | None, typer.Option(help='Of a network: weights that go too, "0.5" or "2:4".')
+    ] = None,
     weights: Weights = None,
     test: Test = None,
     size: Size = None,
@@ -143,6 +146,7 @@ def compress(
         test=test,
         export=export,
         quantize=quantize,
+        sparsity=sparsity,
         multiple=multiple,
         weights=weights,
         size=size,

@@ -33,14 +33,19 @@ from lighten.run import Run, default_folder
 from lighten.samples import Samples
 from lighten.shrink import shrink
 from lighten.simulate import Simulation
+from lighten.sparse import format_of, pattern_of
+from lighten.sparsify import sparsify
 from lighten.structure import Spend, free, narrow
-from lighten.types import Axis, Budget, Plan
+from lighten.types import Axis, Budget, Plan, Spec
 from lighten.widths import Curve, keep_of, spend, uniform
 
 PRECISIONS = {"none": None, "int8": (8, 8), "w8a8": (8, 8), "w4a8": (4, 8), "w4a4": (4, 4)}
 """What `quantize` may be -> bits of weights and of activations."""
 
 BATCH = 128
+
+_OWN = ("accuracy", "evaluate")
+"""What is said of the original: all else compares it with itself."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,6 +58,7 @@ class Job:
     exporter: Any
     bits: tuple[int, int] | None
     multiple: int
+    sparsity: str | None
     evaluate: Callable[[Any], float] | None
 
 
@@ -63,6 +69,7 @@ def compress_network(
     budget: str | None = None,
     export: str = "onnx",
     quantize: str = "auto",
+    sparsity: str | None = None,
     evaluate: Callable[[Any], float] | None = None,
     multiple: int | None = None,
     out: str | Path | None = None,
@@ -70,14 +77,26 @@ def compress_network(
     """Make a network fit `budget` ("0.5 macs", "2M params", "300kB", "25%", "12ms", "50% ms").
 
     quantize: "int8" (or "w8a8"), "w4a8", "w4a4", "none", or "auto": 8 bits where the budget is in
-    bytes or milliseconds, or there is no budget. multiple: channel counts are multiples of it (8
-    for milliseconds, else 1). evaluate: called with the network (a callable on batches), returns
-    what counts, higher is better; else agreement with the original and, with labels, accuracy.
+    bytes or milliseconds, or there is no budget. sparsity: of the weights that are left once the
+    structure stands, "0.5" or "2:4" (all layers but the first and the last). multiple: channel
+    counts are multiples of it (8 for milliseconds, else 1). evaluate: called with the network (a
+    callable on batches), returns what counts, higher is better; else agreement with the original
+    and, with labels, accuracy.
+
     Calling again resumes. Raises UserError for what a person can mend.
     """
     limit = None if budget is None else Budget.parse(budget)
+    if sparsity is not None and quantize == "auto":
+        quantize = "none"
     bits = _precision(quantize, limit)
-    if limit is None and bits is None:
+    if sparsity is not None:
+        pattern_of(sparsity)
+        if bits is not None:
+            raise WrongUse(
+                f"sparsity `{sparsity}` and quantize `{quantize}` at once",
+                "no runtime here gains from both: choose one",
+            )
+    if limit is None and bits is None and sparsity is None:
         raise WrongUse("there is nothing to do", 'give a budget, such as --budget "0.5 macs"')
     exporter = exporters[export]
     if why := exporter.refuses(network):
@@ -88,18 +107,22 @@ def compress_network(
     wanted = {
         "model": network.digest, "data": data.digest, "source": network.source, "export": export,
         "budget": "".join(budget.split()) if budget else None, "quantize": quantize,
+        "sparsity": sparsity,
         "multiple": multiple, "inputs": [list(x.shape) for x in network.inputs],
     }  # fmt: skip
     preflight(folder, disk=8 * network.nbytes, memory=_memory_needed(network, data))
     with Run.open(folder, wanted) as run:
-        job = Job(run, network, data, exporter, bits, multiple, evaluate)
+        job = Job(run, network, data, exporter, bits, multiple, sparsity, evaluate)
         before = _before(job, export)
         small, plan, plans = _structure(job, limit, before)
         given, place = plan.to_json(), _place(job, export)
         if run.whole(place, given=given) and run.whole("metrics.json", given=given):
             stored = run.json("metrics", dict, given=given)
             return Result(folder, run.path(place), plan, stored, small.module)
+        small, sparse = _sparse(job, small, plan)
         made = _quantized(job, small) if bits else small
+        if sparse is not None and export == "checkpoint":
+            made = sparse
         exported = _export(job, made, plan, export)
         metrics = run.json(
             "metrics",
@@ -125,7 +148,7 @@ def _before(job: Job, export: str) -> dict[str, Any]:
             return {
                 **network_cost.sizes(job.network),
                 **network_cost.speed(export, path),
-                **_quality(job, job.network),
+                **{k: v for k, v in _quality(job, job.network).items() if k in _OWN},
             }
 
     found: dict[str, Any] = job.run.json("measured/original", work)
@@ -230,6 +253,20 @@ def _curves(job: Job, couplings: Couplings) -> dict[str, Curve]:
     return {n: Curve(parts[f"{n}/order"], parts[f"{n}/error"]) for n in names}
 
 
+def _sparse(job: Job, network: Network, plan: Plan) -> tuple[Network, Quantized | None]:
+    """Weights pruned after the structure, by OBS; None where that was not asked for."""
+    if job.sparsity is None:
+        return network, None
+    layers = [layer for layer in network.layers if layer.calls == 1][1:-1]
+    spec = Spec.parse(f"f32+{job.sparsity}@obs")
+    specs = {la.name: spec for la in layers if format_of(spec).accepts(la.shape) is None}
+    if job.exporter.name == "onnx":
+        note("ONNX stores zeros in full: export a checkpoint for fewer bytes")
+    with stage("prune weights"):
+        pruned, weights = sparsify(network, job.samples.calibration, specs)
+    return pruned, Quantized(pruned, weights, {})
+
+
 def _quantized(job: Job, network: Network) -> Quantized:
     """Ranges, transforms and rounding. Deterministic, and so not stored but made again."""
     weights, activations = job.bits or (8, 8)
@@ -283,7 +320,8 @@ def _quality(job: Job, network: Callable[[Tensor], Any]) -> dict[str, Any]:
         network, job.samples.held_out, job.samples.labels, reference=reference,
         evaluate=job.evaluate, size=BATCH,
     )  # fmt: skip
-    return {k: v for k, v in found.as_dict().items() if k != "examples"}
+    hidden = ("examples", "reference_accuracy")
+    return {k: v for k, v in found.as_dict().items() if k not in hidden}
 
 
 # -- small things --------------------------------------------------------------------------------

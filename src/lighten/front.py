@@ -37,6 +37,7 @@ def compress(
     evaluate: Callable[[Any], float] | None = None,
     export: str | None = None,
     quantize: str | None = None,
+    sparsity: str | None = None,
     multiple: int | None = None,
     weights: str | Path | None = None,
     size: int | None = None,
@@ -59,7 +60,8 @@ def compress(
     an iterable of batches, tensors or a path of images (with mean and std), of language models a
     path of text. test: other data of that kind to measure on. evaluate: called with the network (a
     callable on batches), returns what counts, higher is better. export: "onnx" or "checkpoint" of
-    networks, "gguf" and others of language models. quantize: see lighten.compress_network.
+    networks, "gguf" and others of language models. quantize, sparsity: see
+    lighten.compress_network.
 
     The same call resumes. Raises UserError for what a person can mend.
     """
@@ -67,7 +69,7 @@ def compress(
         for name, value in {
             "example_inputs": example_inputs, "evaluate": evaluate, "quantize": quantize,
             "weights": weights, "size": size, "mean": mean, "std": std, "test": test,
-            "multiple": multiple, "crop": crop,
+            "multiple": multiple, "crop": crop, "sparsity": sparsity,
         }.items():  # fmt: skip
             if value is not None:
                 raise WrongUse(
@@ -88,6 +90,7 @@ def compress(
     )  # fmt: skip
     return compress_network(
         opened, found, budget=budget, export=export or "onnx", quantize=quantize or "auto",
+        sparsity=sparsity,
         evaluate=evaluate, multiple=multiple, out=out,
     )  # fmt: skip
 
