@@ -57,6 +57,7 @@ def decide(
         raise ImpossibleBudget(
             f"{limit:,.4g} cannot be met: the least that is possible is {least:,.4g}",
             "allow more",
+            least,
         )
     if problem.separable:
         return problem.named(problem.exact(limit))

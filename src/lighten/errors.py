@@ -45,7 +45,11 @@ class ChangedRequest(WrongUse):
 
 
 class ImpossibleBudget(WrongUse):
-    """A budget that no plan meets."""
+    """A budget that no plan meets. least: what the cheapest costs, where that is known."""
+
+    def __init__(self, message: str, hint: str = "", least: float | None = None) -> None:
+        super().__init__(message, hint)
+        self.least = least
 
 
 class BadInput(UserError):

@@ -58,7 +58,9 @@ class _Grid:
         self, operator: Operator, dims: tuple[Extent, ...], sizes: tuple[int, ...], own: bool
     ) -> None:
         self.operator, self.dims, self.sizes, self.own = operator, dims, sizes, own
-        used = dims[:2] if own and operator.groups == 1 else dims[:1]
+        # of a depthwise convolution, inputs are as many as outputs: they are one axis
+        deep = operator.groups > 1 and sizes[1] == 1
+        used = dims[:2] if own and not deep else dims[:1]
         self.axes = tuple(sorted({axis for dim in used for axis, _ in dim.per}))
 
     def at(self, widths: Values) -> Operator:

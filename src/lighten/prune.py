@@ -7,6 +7,7 @@ found.save("folder")    # lighten.load(factory, "folder") builds it again
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -19,7 +20,7 @@ from lighten import network_cost, saved
 from lighten.compensate import compensate as make_up
 from lighten.coupling import Couplings, couple
 from lighten.curves import curves
-from lighten.errors import WrongUse
+from lighten.errors import ImpossibleBudget, UnknownName, WrongUse
 from lighten.gradients import gradients, with_gradients
 from lighten.importance import all_scores, scales
 from lighten.moments import hessians
@@ -82,8 +83,7 @@ def prune_network(
         )
     if steps < 1 or multiple < 1:
         raise WrongUse(f"steps={steps}, multiple={multiple}", "both are at least 1")
-    if criterion != GROUP_OBS:
-        criteria[criterion]
+    _known(criterion)
     if data is None and (compensate or criterion == GROUP_OBS):
         raise WrongUse(
             f"{'compensation' if compensate else criterion} needs data", "pass data=..., or"
@@ -100,13 +100,28 @@ def prune_network(
         current = couple(small) if step else couplings
         with stage(f"rank channels {step + 1}/{steps}" if steps > 1 else "rank channels"):
             ranking = rank(small, current, data, criterion)
-        found = _narrowed(small, current, ranking, limit, here, multiple, per_axis)
+        try:
+            found = _narrowed(small, current, ranking, limit, here, multiple, per_axis)
+        except ImpossibleBudget as error:
+            raise ImpossibleBudget(
+                f"budget in {limit.unit}: {error.message}", error.hint
+            ) from error
         kept = _composed(kept, found.keep)
         small = found.network
         if compensate and data is not None and kept:
             with stage("compensate", len(network.layers), "weights") as tick:
                 small = make_up(network, small, couplings, kept, data, tick=tick)
     return Pruned(small, couplings, kept, found.cost)
+
+
+def _known(criterion: str) -> None:
+    """Raise UnknownName for what is neither group OBS nor in the registry."""
+    if criterion == GROUP_OBS or criterion in criteria:
+        return
+    names = [GROUP_OBS, *sorted(criteria)]
+    near = difflib.get_close_matches(criterion, names, 3)
+    guess = f"did you mean {' or '.join(f'`{n}`' for n in near)}? " if near else ""
+    raise UnknownName(f"unknown criterion `{criterion}`", f"{guess}known: {', '.join(names)}")
 
 
 def rank(

@@ -4,8 +4,8 @@
     found = narrow(job, spend, limit, spend_widths)
 
 Predictions leave things out (attention's products, an exporter's overhead, a runtime's mood), so
-the network is made, its cost is taken for real, and the limit that is spent is corrected by what
-was seen, until the real cost meets the budget.
+the network is made, its cost is taken for real, and what is asked of the prediction next is read
+off the line through the costs seen so far, until the real cost meets the budget.
 """
 
 from __future__ import annotations
@@ -69,36 +69,56 @@ def narrow(
     Raises ImpossibleBudget where no widths come under it.
     """
     best: Narrowed | None = None
-    axes = {axis.name: axis.width for axis in couplings.free}
-    # a prediction may be off as a whole, as the times of single operators are
-    target = limit * spend.predicted(axes) / spend.actual(network)
-    seen = set[tuple[tuple[str, int], ...]]()
-    found: Narrowed | None = None
+    widths = {axis.name: axis.width for axis in couplings.free}
+    seen = [(spend.predicted(widths), spend.actual(network))]
+    tried = set[tuple[tuple[str, int], ...]]()
     for _ in range(TURNS):
         try:
-            widths = choose(target)
-        except ImpossibleBudget:
-            if best is None:
-                raise
-            break
+            widths = choose(_aim(seen, limit))
+        except ImpossibleBudget as error:
+            if best is not None or error.least is None:
+                break
+            # so little cannot be had by the prediction, which may be too high: the cheapest, then
+            widths = choose(error.least + 1e-9 * abs(error.least))
         key = tuple(sorted(widths.items()))
-        if key in seen:
+        if key in tried:
             break
-        seen.add(key)
+        tried.add(key)
         found = at_widths(network, couplings, curves, spend, widths)
+        seen.append((spend.predicted(widths), found.cost))
         fits = found.cost <= limit
         if fits and (best is None or found.cost > best.cost):
             best = found
         if fits and found.cost >= (1 - spend.tolerance) * limit:
             break
-        target *= min(max(limit / found.cost, 0.5), 1.5)
     if best is None:
-        tried = found.cost if found is not None else spend.actual(network)
+        least = min(cost for _, cost in seen)
         raise ImpossibleBudget(
-            f"{limit:,.4g} was not reached: the cheapest network that was tried costs {tried:,.4g}",
+            f"{limit:,.4g} cannot be met: the least that was reached is {least:,.4g}",
             "allow more",
+            least,
         )
     return best
+
+
+def _aim(seen: Sequence[tuple[float, float]], limit: float) -> float:
+    """The predicted cost whose real one is the limit, by the (predicted, real) ones seen so far."""
+    below = max((pair for pair in seen if pair[1] <= limit), key=_real, default=None)
+    above = sorted((pair for pair in seen if pair[1] > limit), key=_real)
+    ends = [below, *above][:2] if below is not None else above[:2]
+    if len(ends) == 2:
+        (p, c), (q, d) = ends
+        if (q - p) * (d - c) > 0:
+            aimed = p + (limit - c) * (q - p) / (d - c)
+            # a line that is continued beyond what was seen leads astray if it goes far
+            return aimed if below is not None else max(aimed, 0.25 * p)
+    # a prediction may be off as a whole, as the times of single operators are
+    predicted, real = seen[-1]
+    return predicted * limit / real
+
+
+def _real(pair: tuple[float, float]) -> float:
+    return pair[1]
 
 
 def at_widths(

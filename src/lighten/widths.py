@@ -78,7 +78,9 @@ def uniform(
         else:
             high = share
     if best is None:
-        raise ImpossibleBudget(f"no uniform width costs {limit:,.4g} or less", "allow more")
+        widths = {a.name: _nearest(options(a, curves[a.name], multiple), 0.0) for a in free}
+        least = fixed + sum(t.cost(widths) for t in terms)
+        raise ImpossibleBudget(f"no uniform width costs {limit:,.4g} or less", "allow more", least)
     return best
 
 
