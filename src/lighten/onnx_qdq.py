@@ -163,7 +163,7 @@ class _Rewriter:
         shape = tuple(self.initializers.pop(name).dims)
         codes, scale = levels(name, weight)
         source = f"{name}/codes"
-        if getattr(weight.format, "code_bits", 8) == 8:
+        if getattr(weight.format, "code_bits", 8) > 4:
             self._add(source, codes.reshape(shape))
         else:
             packed = _nibbles(codes.reshape(-1))
@@ -270,8 +270,8 @@ def _per_channel(name: str, weight: Compressed) -> Any:
     if not (hasattr(format, "code_bits") and symmetric and not format.block):
         raise WrongUse(
             f"`{name}` is {format.name}, which ONNX cannot hold",
-            "int8_channel_sym and int4_channel_sym for all layers, int4_g32 to int8_g128 for"
-            " linear ones",
+            "int8_channel_sym, int7_channel_sym and int4_channel_sym for all layers, int4_g32 to"
+            " int8_g128 for linear ones",
         )
     return format
 

@@ -52,7 +52,7 @@ def test_float_equals_torch_at_any_batch(
     assert torch.allclose(found, net(x), atol=1e-5)
 
 
-@pytest.mark.parametrize("format", ["int8_channel_sym", "int4_channel_sym", "int3_channel_sym"])
+@pytest.mark.parametrize("format", [f"int{bits}_channel_sym" for bits in (8, 7, 4, 3)])
 @pytest.mark.parametrize(("kind", "shape"), [(Residual, (2, 3, 20, 20)), (Tokens, (2, 7, 64))])
 def test_int8_is_within_one_step_and_runs_in_integers(
     kind: type[nn.Module], shape: tuple[int, ...], format: str, tmp_path: Path

@@ -74,7 +74,9 @@ class CompressedTensors:
             return None
         if not _is_int(spec.format):
             return f"compressed-tensors has no format {spec.format}"
-        if not formats[spec.format].symmetric:
+        if spec.format not in _usable():
+            if formats[spec.format].code_bits not in _BITS:
+                return f"weights are packed at 2, 3, 4 or 8 bits; {spec.format} is for ONNX"
             return f"transformers cannot load packed zero points; choose {spec.format}_sym"
         if layer.kind not in ("linear", "head") or layer.transposed:
             return f"only nn.Linear weights are packed, and this is of kind `{layer.kind}`"
@@ -182,6 +184,7 @@ class CompressedTensors:
         return Tensors([*plain, *names], load)
 
 
+_BITS = (2, 3, 4, 8)
 _PARTS = ("weight_packed", "weight_scale", "weight_shape")
 _LINE = 96
 """At least what JSON says about a tensor or a layer besides its name."""
@@ -192,7 +195,11 @@ def _is_int(format: str) -> bool:
 
 
 def _usable() -> list[str]:
-    return sorted(name for name in formats if _is_int(name) and formats[name].symmetric)
+    return sorted(
+        name
+        for name in formats
+        if _is_int(name) and formats[name].symmetric and formats[name].code_bits in _BITS
+    )
 
 
 def _module(name: str) -> str:

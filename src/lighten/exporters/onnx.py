@@ -68,6 +68,8 @@ class Onnx:
         bits = {getattr(w.format, "code_bits", 8) for w in weights if not fits(w)}
         if bits & {2, 3}:
             found.append("weights of 2 and 3 bits are stored in 4 bits")
+        if 7 in bits:
+            found.append("weights of 7 bits are stored in 8 bits")
         if bits & {2, 3, 4}:
             found.append("weights of 4 bits are stored so; the runtime multiplies them as int8")
         if any(fits(w) for w in weights):

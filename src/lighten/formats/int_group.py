@@ -1,9 +1,10 @@
-"""Integers of 2, 3, 4 or 8 bits in groups along the row, one float16 scale (and zero) each.
+"""Integers of 2, 3, 4, 7 or 8 bits in groups along the row, one float16 scale (and zero) each.
 
     w = scale * (code - zero)      symmetric (_sym): zero = 2^(bits-1), not stored
 
 int4_g128: groups of 128 columns. int4_channel: one group per row. Codes and zero points are packed
-bit by bit, little-endian, row by row.
+bit by bit, little-endian, row by row. int7_channel_sym is for processors that add two products of
+u8 and s8 in 16 bits, where 8-bit weights overflow: 2 * 255 * 64 still fits.
 """
 
 from __future__ import annotations
@@ -186,14 +187,20 @@ def _packed(count: int, bits: int) -> int:
     return (count * bits + 7) // 8
 
 
+def _word(size: int) -> torch.dtype:
+    """An integer type that holds so many bytes and a sign."""
+    return torch.int32 if size < 4 else torch.int64
+
+
 def pack_bits(codes: Tensor, bits: int) -> Tensor:
     """(out, n) uint8 < 2^bits -> (out, ceil(n * bits / 8)), the first code in the lowest bits."""
     if bits == 8:
         return codes.contiguous()
     rows, n = codes.shape
     per, size = (8 // bits, 1) if 8 % bits == 0 else (8, bits)  # codes that fill whole bytes
-    padded = torch.nn.functional.pad(codes, (0, -n % per)).view(rows, -1, per).to(torch.int32)
-    word = torch.zeros(padded.shape[:2], dtype=torch.int32, device=codes.device)
+    kind = _word(size)
+    padded = torch.nn.functional.pad(codes, (0, -n % per)).view(rows, -1, per).to(kind)
+    word = torch.zeros(padded.shape[:2], dtype=kind, device=codes.device)
     for i in range(per):
         word |= padded[..., i] << (bits * i)
     parts = [(word >> (8 * i) & 255).to(torch.uint8) for i in range(size)]
@@ -207,9 +214,10 @@ def unpack_bits(packed: Tensor, bits: int, n: int) -> Tensor:
     rows = packed.shape[0]
     per, size = (8 // bits, 1) if 8 % bits == 0 else (8, bits)
     padded = torch.nn.functional.pad(packed, (0, -packed.shape[1] % size)).view(rows, -1, size)
-    word = torch.zeros(padded.shape[:2], dtype=torch.int32, device=packed.device)
+    kind = _word(size)
+    word = torch.zeros(padded.shape[:2], dtype=kind, device=packed.device)
     for i in range(size):
-        word |= padded[..., i].to(torch.int32) << (8 * i)
+        word |= padded[..., i].to(kind) << (8 * i)
     parts = [(word >> (bits * i) & ((1 << bits) - 1)).to(torch.uint8) for i in range(per)]
     return torch.stack(parts, -1).view(rows, -1)[:, :n].contiguous()
 
@@ -219,6 +227,7 @@ _SHARES = {
     2: [0.35 + 0.08 * i for i in range(10)],
     3: [0.5 + 0.06 * i for i in range(10)],
     4: [0.6 + 0.05 * i for i in range(9)],
+    7: [0.84 + 0.04 * i for i in range(5)],
     8: [0.88 + 0.03 * i for i in range(5)],
 }
 
@@ -228,3 +237,4 @@ for _bits in (2, 3, 4, 8):
             _name = f"int{_bits}_{f'g{_group}' if _group else 'channel'}"
             _name += "_sym" if _symmetric else ""
             formats(_name)(IntGroup(_name, _bits, _group, _symmetric))
+formats("int7_channel_sym")(IntGroup("int7_channel_sym", 7, 0, True))
