@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,7 @@ from lighten.sparse import format_of, pattern_of
 from lighten.sparsify import sparsify
 from lighten.structure import Spend, free, narrow
 from lighten.types import Axis, Budget, Plan, Spec
-from lighten.widths import Curve, keep_of, spend, uniform
+from lighten.widths import Curve, branches, keep_of, spend, uniform
 
 PRECISIONS = {"none": None, "int8": (8, 8), "w8a8": (8, 8), "w4a8": (4, 8), "w4a4": (4, 4)}
 """What `quantize` may be -> bits of weights and of activations."""
@@ -99,15 +100,21 @@ def compress_network(
     if limit is None and bits is None and sparsity is None:
         raise WrongUse("there is nothing to do", 'give a budget, such as --budget "0.5 macs"')
     exporter = exporters[export]
+    if limit is not None:
+        network_cost.check(limit, export)
     if why := exporter.refuses(network):
         raise WrongUse(f"`{export}` cannot hold this network: {why}", _others(network))
     if multiple is None:
         multiple = 8 if limit is not None and limit.unit == "ms" else 1
-    folder = Path(out) if out is not None else default_folder(_name(network), budget or quantize)
+    folder = (
+        Path(out)
+        if out is not None
+        else default_folder(_name(network), budget or sparsity or quantize)
+    )
     wanted = {
         "model": network.digest, "data": data.digest, "source": network.source, "export": export,
         "budget": "".join(budget.split()) if budget else None, "quantize": quantize,
-        "sparsity": sparsity,
+        "sparsity": sparsity, "evaluate": getattr(evaluate, "__qualname__", evaluate and "given"),
         "multiple": multiple, "inputs": [list(x.shape) for x in network.inputs],
     }  # fmt: skip
     preflight(folder, disk=8 * network.nbytes, memory=_memory_needed(network, data))
@@ -128,7 +135,7 @@ def compress_network(
             "metrics",
             lambda: network_results.results(
                 before, _after(job, made, small, exported, export), plans, plan,
-                [*small.notes, *exporter.notes(made)], data,
+                [*small.notes, *exporter.notes(made)], data, _room(limit, before),
             ),
             given=given,
         )  # fmt: skip
@@ -171,13 +178,19 @@ def _structure(
         lambda network, path: job.exporter.write(_roughly(job, network), path),
         job.run.folder / "latencies.json",
     )  # fmt: skip
-    if spent.actual(job.network) <= room:
+    # stored, for a time that is taken again may be on the other side of the budget
+    whole = job.run.json("measured/whole", lambda: {"cost": spent.actual(job.network)})
+    if whole["cost"] <= room:
         note("the budget is met with no channel removed")
         return job.network, Plan({}), []
     found = _curves(job, couplings)
     axes = free(couplings.axes, found)
+    streams = {a.name for a in axes} - {a.name for a in branches(axes)}
+    ways = {"allocated": partial(spend, held=()), "uniform": partial(uniform, held=streams)}
+    if 0 < len(streams) < len(axes):
+        ways = {"branches": partial(spend, held=streams), **ways}
     made: dict[str, Shrunk] = {}
-    for name, way in (("allocated", spend), ("uniform", uniform)):
+    for name, way in ways.items():
         try:
             made[name] = _at_budget(job, couplings, found, spent, room, axes, name, way)
         except ImpossibleBudget as error:
@@ -330,6 +343,13 @@ def runner(made: Network | Quantized) -> Callable[[Tensor], Any]:
     return Simulation(made) if isinstance(made, Quantized) else made
 
 
+def _room(limit: Budget | None, before: Mapping[str, Any]) -> tuple[str, float] | None:
+    """(quantity, the most that it may be) of a budget."""
+    if limit is None:
+        return None
+    return network_cost.quantity(limit), limit.amount(network_cost.now(limit, before))
+
+
 def _precision(quantize: str, limit: Budget | None) -> tuple[int, int] | None:
     if quantize == "auto":
         small = limit is None or limit.unit in ("bytes", "share", "ms")
@@ -352,7 +372,8 @@ def _place(job: Job, export: str) -> str:
 
 def _name(network: Network) -> str:
     """What the network is called in names of files."""
-    found = re.sub(r"\\W+", "-", network.source.rpartition(":")[2].partition("(")[0]).strip("-")
+    last = network.source.rpartition(":")[2].partition("(")[0]
+    found = re.sub(r"\W+", "-", Path(last).name.removesuffix(".pt2")).strip("-")
     return found or "network"
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -32,10 +32,18 @@ class Curve:
         return self.order[len(self.order) - width :].sort().values
 
 
-def options(axis: Axis, curve: Curve, multiple: int = 1) -> Decision:
-    """The widths that an axis may have: multiples of `multiple`, and its own."""
+def branches(axes: Iterable[Axis]) -> list[Axis]:
+    """The axes that one weight alone writes: those inside a branch, not a stream that branches add
+    to. What a stream loses grows with every branch that reads it, more than its curve says."""
+    return [a for a in axes if sum(m.role == "writes" for m in a.members) == 1]
+
+
+def options(axis: Axis, curve: Curve, multiple: int = 1, hold: bool = False) -> Decision:
+    """The widths that an axis may have: multiples of `multiple`, and its own; held: only that."""
     widths = [
-        w for w in range(axis.width) if w % multiple == 0 and bool(torch.isfinite(curve.error[w]))
+        w
+        for w in range(axis.width)
+        if not hold and w % multiple == 0 and bool(torch.isfinite(curve.error[w]))
     ]
     if len(widths) > MOST_OPTIONS:
         picks = torch.linspace(0, len(widths) - 1, MOST_OPTIONS).round().long().tolist()
@@ -53,10 +61,15 @@ def spend(
     limit: float,
     fixed: float = 0.0,
     multiple: int = 1,
+    held: Collection[str] = (),
 ) -> dict[str, int]:
-    """Axis -> width: the least loss found within the limit; raises ImpossibleBudget."""
+    """Axis -> width: the least loss found within the limit; raises ImpossibleBudget.
+
+    held: axes that keep their width.
+    """
     free = [a for a in axes if a.name in curves and a.locked is None]
-    return decide([options(a, curves[a.name], multiple) for a in free], terms, limit, fixed)
+    every = [options(a, curves[a.name], multiple, a.name in held) for a in free]
+    return decide(every, terms, limit, fixed)
 
 
 def uniform(
@@ -66,13 +79,15 @@ def uniform(
     limit: float,
     fixed: float = 0.0,
     multiple: int = 1,
+    held: Collection[str] = (),
 ) -> dict[str, int]:
     """The plain baseline: the same share of every axis, the largest that fits."""
     free = [a for a in axes if a.name in curves and a.locked is None]
+    every = [options(a, curves[a.name], multiple, a.name in held) for a in free]
     low, high, best = 0.0, 1.0, None
     for _ in range(24):
         share = (low + high) / 2
-        widths = {a.name: _nearest(options(a, curves[a.name], multiple), share) for a in free}
+        widths = {decision.name: _nearest(decision, share) for decision in every}
         if fixed + sum(t.cost(widths) for t in terms) <= limit:
             low, best = share, widths
         else:

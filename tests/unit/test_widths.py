@@ -10,7 +10,7 @@ from lighten.costs import parameter_counts, size_terms
 from lighten.errors import ImpossibleBudget
 from lighten.network import Network
 from lighten.types import Axis, Member
-from lighten.widths import Curve, keep_of, options, spend, uniform
+from lighten.widths import Curve, branches, keep_of, options, spend, uniform
 
 WIDTH = 16
 
@@ -105,3 +105,14 @@ def test_an_impossible_budget(network: Network, axes: list[Axis]) -> None:
     for way in (spend, uniform):
         with pytest.raises(ImpossibleBudget):
             way(axes, curves, terms, 20, fixed)
+
+
+def test_a_stream_is_written_by_several_and_may_be_held(network: Network, axes: list[Axis]) -> None:
+    stream = Axis("s", WIDTH, "channels", (member("x", 0, "writes"), member("y", 0, "writes")))
+    assert branches([*axes, stream]) == axes
+    terms, fixed = size_terms(network, axes, parameter_counts(network))
+    curves = {"a": curve(1e-6), "b": curve(1.0)}
+    for way in (spend, uniform):
+        widths = way(axes, curves, terms, 0.6 * network.parameters, fixed, held={"a"})
+        assert widths["a"] == WIDTH
+        assert widths["b"] < WIDTH
