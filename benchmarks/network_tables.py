@@ -40,18 +40,18 @@ def resnet56(folder: Path) -> tuple[str, Table] | None:
     found = read(folder, "resnet56_macs")
     if not found:
         return None
-    keys = ("lighten", "lighten_uniform", "torch_pruning_bn", "torch_pruning")
+    keys = ("lighten", "lighten_streams", "lighten_uniform", "torch_pruning_bn", "torch_pruning")
     rows = [
-        (f"{r['factor']:g}", *(_percent(r[k]) for k in keys), f"{r['lighten_seconds']:.0f}")
+        (f"{r['factor']:g}", *(_fine(r.get(k)) for k in keys), f"{r['lighten_seconds']:.0f}")
         for r in found["rows"]
     ]
     text = (
-        f"Unpruned: {_percent(found['accuracy'])}, {found['macs'] / 1e6:.1f} M MACs;"
+        f"Unpruned: {_fine(found['accuracy'])}, {found['macs'] / 1e6:.1f} M MACs;"
         f" {found['test_images']:,} test images, {found['calibration_images']:,} to calibrate on."
         f" Analysis of the network {found['analysis_seconds']:.1f} s, curves of all axes"
         f" {found['curves_seconds']:.0f} s, both once; seconds: widths and compensation."
     )
-    head = ("MACs ÷", "lighten", "lighten, uniform", "torch-pruning + batch norms",
+    head = ("MACs ÷", "lighten", "streams too", "uniform", "torch-pruning + batch norms",
             "torch-pruning", "s")  # fmt: skip
     return text, (head, rows, ())
 
@@ -107,6 +107,10 @@ def _value(row: Mapping[str, Any], key: str) -> float | None:
 
 def _percent(value: float | None) -> str:
     return "" if value is None else f"{100 * value:.1f} %"
+
+
+def _fine(value: float | None) -> str:
+    return "" if value is None else f"{100 * value:.2f} %"
 
 
 def _share(value: float | None) -> str:

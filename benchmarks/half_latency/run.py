@@ -85,7 +85,8 @@ def _run(
         "network": name, "budget": BUDGET, "seconds": seconds,
         "before_ms": again["before"].p50, "after_ms": again["after"].p50,
         "ratio": again["after"].p50 / again["before"].p50,
-        "reference_accuracy": before.get("accuracy"), "before_macs": before["macs"], "before_bytes": before["bytes"],
+        "reference_accuracy": before.get("accuracy"), "before_macs": before["macs"],
+        "before_bytes": before["bytes"],
         **{k: after[k] for k in KEPT if k in after}, "plan": result.metrics["plan"],
     }  # fmt: skip
 

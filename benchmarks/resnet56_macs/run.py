@@ -35,6 +35,12 @@ sys.path.insert(0, str(HERE.parents[1] / "examples" / "models"))
 from cifar_resnet import resnet56  # noqa: E402
 
 FACTORS = (1.3, 1.5, 2.0, 2.11, 2.5, 3.0)
+TARGET = 2.11
+ROWS = 65_536
+"""Positions that each layer is fitted on."""
+WAYS = {"lighten": widths.spend, "lighten_streams": widths.spend, "lighten_uniform": widths.uniform}
+"""Widths inside branches; of the residual streams too; one share for all branches. The last two at
+the target alone."""
 
 
 def main() -> None:
@@ -69,6 +75,7 @@ def _measured(
     found = curves(network, couplings, images)
     ranking = time.monotonic() - began - analysis
     axes = structure.free(couplings.axes, found)
+    streams = {a.name for a in axes} - {a.name for a in widths.branches(axes)}
     cost = network_cost.counted(network, axes, "macs")
     whole = macs(network).total
     base = accuracy(model, test, labels)
@@ -77,12 +84,17 @@ def _measured(
         began = time.monotonic()
         room = whole / factor
         row: dict[str, Any] = {"factor": factor}
-        for name, way in (("lighten", widths.spend), ("lighten_uniform", widths.uniform)):
+        for name, way in WAYS.items():
+            if name != "lighten" and factor != TARGET:
+                continue
+            held = {} if name == "lighten_streams" else streams
             small = structure.narrow(
                 network, couplings, found, cost, room,
-                lambda limit, way=way: way(axes, found, cost.terms, limit, cost.fixed),
+                lambda limit, way=way, held=held: way(
+                    axes, found, cost.terms, limit, cost.fixed, held=held
+                ),
             )  # fmt: skip
-            better = compensate(network, small.network, couplings, small.keep, images)
+            better = compensate(network, small.network, couplings, small.keep, images, rows=ROWS)
             row[f"{name}_macs"] = round(small.cost)
             row[name] = accuracy(better.module, test, labels)
             if name == "lighten":
@@ -127,15 +139,16 @@ def draw(facts: dict[str, Any], path: Path) -> None:
 
     names = {
         "lighten": ("lighten", "#1864ab", "o-"),
-        "lighten_uniform": ("lighten, one share for all axes", "#74a9d8", "o--"),
+        "lighten_uniform": ("lighten, one share for all blocks", "#74a9d8", "o"),
         "torch_pruning_bn": ("torch-pruning, batch norms again", "#e8590c", "s--"),
         "torch_pruning": ("torch-pruning L1", "#a61e4d", "s-"),
     }
     figure, axes = pyplot.subplots(figsize=(7, 4.2))
     x = [1.0, *(row["factor"] for row in facts["rows"])]
     for key, (label, colour, style) in names.items():
-        y = [100 * facts["accuracy"], *(100 * row[key] for row in facts["rows"])]
-        axes.plot(x, y, style, color=colour, label=label, markersize=5)
+        y = [facts["accuracy"], *(row.get(key) for row in facts["rows"])]
+        points = [(a, 100 * b) for a, b in zip(x, y, strict=True) if b is not None]
+        axes.plot(*zip(*points, strict=True), style, color=colour, label=label, markersize=5)
     axes.set_xlabel("multiply-adds divided by")
     axes.set_ylabel("accuracy on the test images, %")
     axes.set_title("ResNet-56, CIFAR-10, no training", loc="left")
