@@ -26,11 +26,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--weights", type=Path, help="its .safetensors; without: random")
     parser.add_argument("--data", help="images to calibrate and measure on; without: random")
     parser.add_argument("--budget", default="50% params")
+    parser.add_argument("--quick", action="store_true", help="40 examples only")
     parser.add_argument("--out", default="runs/mobilenet", help="the run's folder")
     args = parser.parse_args(arguments)
     torch.manual_seed(0)
     model = mobilenet(width=args.width).eval()
     example = torch.zeros(2, 3, 32, 32)
+    count = 40 if args.quick else 160
     try:
         if args.weights is None:
             print("random weights: only sizes and times mean something", file=sys.stderr)
@@ -42,8 +44,9 @@ def main(arguments: list[str] | None = None) -> int:
                 f"{axis['units']:>5} {axis['kind']:10}{share:>7.1%} of MACs  {axis['axis']} {why}"
             )
         result = lighten.compress(
-            model, example, budget=args.budget, data=args.data or torch.randn(160, 3, 32, 32),
-            mean="imagenet", std="imagenet", out=args.out,
+            model, example, budget=args.budget, data=args.data or torch.randn(count, 3, 32, 32),
+            mean="imagenet", std="imagenet", samples=2 * count,
+            out=args.out,
         )  # fmt: skip
     except lighten.UserError as error:
         print(error, file=sys.stderr)
