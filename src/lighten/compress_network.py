@@ -104,6 +104,8 @@ def compress_network(
         network_cost.check(limit, export)
     if why := exporter.refuses(network):
         raise WrongUse(f"`{export}` cannot hold this network: {why}", _others(network))
+    if multiple is not None and multiple < 1:
+        raise WrongUse(f"multiple={multiple}", "at least 1: channel counts are multiples of it")
     if multiple is None:
         multiple = 8 if limit is not None and limit.unit == "ms" else 1
     folder = (

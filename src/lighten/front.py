@@ -123,7 +123,8 @@ def opened_with_data(
         loaded(part, network, size=size, mean=mean, std=std, crop=crop) for part in (data, test)
     ]
     found = samples(
-        parts[0], test=parts[1], calibration=count or SAMPLES["examples"], seed=seed,
+        parts[0], test=parts[1],
+        calibration=SAMPLES["examples"] if count is None else count, seed=seed,
         source=str(data) if isinstance(data, str | Path) else "",
     )  # fmt: skip
     shape = tuple(network.inputs[0].shape[1:])

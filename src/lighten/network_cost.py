@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from lighten.costs import parameter_counts, size_terms
+from lighten.errors import MissingPackage, WrongUse
 from lighten.latency_table import LatencyTable
 from lighten.latency_terms import latency_terms
 from lighten.macs import macs
@@ -23,19 +24,25 @@ THREADS = 1
 """Of the runtime when it is timed. One is what phones and servers with many requests have, and it
 does not depend on what else the machine does."""
 
+SECONDS = 2.0
+"""Of timing, for a file whose speed is told."""
+
+SECONDS_A_TRY = 1.5
+"""Of timing, for a file on the way to a budget."""
+
 
 def sizes(network: Network) -> dict[str, Any]:
     """Parameters and multiply-adds of one example."""
     return {"parameters": network.parameters, "macs": round(macs(network).total)}
 
 
-def speed(export: str, path: Path, seconds: float = 2.0) -> dict[str, Any]:
+def speed(export: str, path: Path) -> dict[str, Any]:
     """Size of the file; milliseconds of single runs and peak memory where its runtime is here."""
     facts: dict[str, Any] = {"bytes": nbytes(path)}
     from lighten.runtimes import onnxruntime
 
     if export == "onnx" and onnxruntime.available():
-        found = onnxruntime.latency(path, threads=THREADS, seconds=seconds)
+        found = onnxruntime.latency(path, threads=THREADS, seconds=SECONDS)
         facts |= {
             "p50_ms": found.p50, "p90_ms": found.p90, "p99_ms": found.p99,
             "peak_memory_bytes": found.peak_rss_bytes,
@@ -50,10 +57,33 @@ def nbytes(path: Path) -> int:
     return path.stat().st_size
 
 
+def check(limit: Budget, export: str) -> None:
+    """Raise WrongUse or MissingPackage for a budget that cannot be measured."""
+    if limit.unit == "bpw":
+        raise WrongUse(
+            "a network's budget is not in bits per weight",
+            'write "80kB" (file size), "25%" (of it now), "0.5 macs", "2M params" or "50% ms"',
+        )
+    if limit.unit != "ms":
+        return
+    if export != "onnx":
+        raise WrongUse(f"`{export}` has no runtime that is timed here", "--export onnx")
+    from lighten.runtimes import onnxruntime
+
+    if not onnxruntime.available():
+        raise MissingPackage(
+            "a budget in milliseconds needs the package `onnxruntime`", "pip install lighten[onnx]"
+        )
+
+
+def quantity(limit: Budget) -> str:
+    """What of a measurement a budget limits."""
+    return {"macs": "macs", "params": "parameters", "ms": "p50_ms"}.get(limit.unit, "bytes")
+
+
 def now(limit: Budget, before: Mapping[str, Any]) -> float:
     """What the original spends, in the unit of the budget."""
-    key = {"macs": "macs", "params": "parameters", "ms": "p50_ms"}.get(limit.unit, "bytes")
-    return float(before[key])
+    return float(before[quantity(limit)])
 
 
 def counted(network: Network, axes: Sequence[Axis], unit: str) -> Spend:
@@ -106,7 +136,7 @@ def spend(
 def _p50(path: Path) -> float:
     from lighten.runtimes import onnxruntime
 
-    return onnxruntime.latency(path, threads=THREADS, seconds=1.5).p50
+    return onnxruntime.latency(path, threads=THREADS, seconds=SECONDS_A_TRY).p50
 
 
 def _at_full(terms: Sequence[Any], fixed: float, axes: Sequence[Axis]) -> float:

@@ -24,6 +24,9 @@ INTEGER_ERROR = 0.1
 """The same for integers: a value that lies between two codes may go either way, and what follows
 sees a whole step. A wrong scale or a lost bias is far above."""
 
+TIME_NOISE = 0.05
+"""Share by which two timings of one file may differ."""
+
 _QUALITY = ("accuracy", "evaluate", "top1_agreement", "mean_kld", "p99_kld", "sqnr_db")
 
 
@@ -60,8 +63,12 @@ def results(
     plan: Plan,
     notes: Sequence[str],
     data: Samples,
+    room: tuple[str, float] | None = None,
 ) -> dict[str, Any]:
-    """{"before", "after"}: quantities by name; "plans": what was measured; "problems", "notes"."""
+    """{"before", "after"}: quantities by name; "plans": what was measured; "problems", "notes".
+
+    room: the quantity that the budget limits, and the most that it may be.
+    """
     problems = []
     if after["bytes"] > before["bytes"]:
         sizes = f"{after['bytes'] / 1e6:.2f} MB, {before['bytes'] / 1e6:.2f} MB"
@@ -69,6 +76,12 @@ def results(
     if after.get("p50_ms", 0) > 1.05 * before.get("p50_ms", float("inf")):
         times = f"{after['p50_ms']:.3g} ms, {before['p50_ms']:.3g} ms"
         problems.append(f"the output is slower than the input ({times})")
+    if room is not None:
+        name, most = room
+        if after[name] > (1 + TIME_NOISE if name == "p50_ms" else 1) * most:
+            problems.append(
+                f"the budget is not met: {name} {after[name]:,.6g}, allowed {most:,.6g}"
+            )
     chosen = next((row["plan"] for row in plans if row.get("chosen")), "")
     remarks = list(notes)
     if chosen == "uniform":
