@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, fx
 
+from lighten.cpu import saturates
 from lighten.edge_sensitivity import first_tensor, noise_ratio, sensitivity
 from lighten.errors import BadInput, WrongUse
 from lighten.lockstep import Lockstep
@@ -33,6 +34,8 @@ def quantize(
     bits_activations: int | None = 8,
     keep_float: Collection[str] = (),
     bar: float | None = None,
+    spare: int | None = None,
+    reduce_range: bool | None = None,
     ranges: str = "mse",
     symmetric: bool = False,
     solver: str = "gptq",
@@ -43,13 +46,22 @@ def quantize(
     data: (count, ...) of the network's input, normalised. bits_activations: None leaves them float.
     keep_float: names of weights or of graph nodes (as in the transformed network) left float. bar:
     least signal-to-noise ratio in dB of the first output, on images that were kept from the
-    calibration; the weights and edges that cost most are left float until it is met. ranges: how an
-    edge's range is chosen. symmetric: signed activations with zero point 0. apply: transforms.
+    calibration; the weights and edges that cost most are left float until it is met. spare: bits,
+    such as 16, that the worst edges get before any is left float; for runtimes that multiply so
+    many, which onnxruntime does in float. reduce_range: 8-bit weights use 7 bits, so that a
+    processor whose sums of two products end at 16 bits makes no error; None: where it is needed
+    here. ranges: how an edge's range is chosen. symmetric: signed activations with zero point 0.
+    apply: transforms.
 
     Raises WrongUse for settings that cannot be, BadInput where the data is empty or not finite or
     no choice of float edges meets the bar.
     """
     _check(data, bits_weights, bits_activations, ranges)
+    if spare is not None and (bar is None or not (bits_activations or 16) < spare <= 16):
+        raise WrongUse(
+            f"edges cannot be spared with {spare} bits",
+            "up to 16, more than the activations have, and a bar that says how many edges",
+        )
     for name in apply:
         network = transforms[name](network, data)
     seen, held = data, data
@@ -58,32 +70,47 @@ def quantize(
         if not bool(at.any()):
             raise WrongUse(f"a bar needs at least {HELD} images; here are {len(data)}")
         seen, held = data[~at], data[at]
-    keep = set(keep_float)
+    if reduce_range is None:
+        reduce_range = bits_activations == 8 and saturates()
+    stored = 7 if reduce_range and bits_weights == 8 else bits_weights
+    kept = set(keep_float)
 
-    def made(keep: Collection[str]) -> Quantized:
+    def made(free: Collection[str] = (), wide: Collection[str] = ()) -> Quantized:
+        bits = dict.fromkeys(wide, spare or 8)
         return _lockstep(
-            network, seen, bits_weights, bits_activations, keep, ranges, symmetric, solver
-        )
+            network, seen, stored, bits_activations, kept.union(free), bits, ranges, symmetric,
+            solver,
+        )  # fmt: skip
 
-    result = made(keep)
+    result = made()
     if bar is None:
         return result
     reached = quality(result, network, held)
-    worst: list[str] = []
-    count = 1
-    while reached < bar:
-        if not worst:
-            costs = sensitivity(result, held[:8])
-            worst = sorted(costs, key=lambda name: (-costs[name], name))
-        if count > len(worst):
-            raise BadInput(
-                f"all in float reaches {reached:.1f} dB, not {bar:g} dB",
-                "a bar counts noise beside the float network; is the network itself random?",
-            )
-        result = made(keep | set(worst[:count]))
+    if reached >= bar:
+        return result
+    costs = sensitivity(result, held[:8])
+    worst = sorted(costs, key=lambda name: (-costs[name], name))
+    for free, wide in _choices(worst, set(result.edges), spare is not None):
+        result = made(free, wide)
         reached = quality(result, network, held)
-        count = len(worst) if count < len(worst) < 2 * count else 2 * count
-    return result
+        if reached >= bar:
+            return result
+    raise BadInput(
+        f"all in float reaches {reached:.1f} dB, not {bar:g} dB",
+        "a bar counts noise beside the float network; is the network itself random?",
+    )
+
+
+def _choices(
+    worst: Sequence[str], edges: Collection[str], spare: bool
+) -> Iterator[tuple[set[str], set[str]]]:
+    """(left float, spared with more bits), ever more of them: the worst first."""
+    counts = sorted({min(1 << i, len(worst)) for i in range(len(worst).bit_length() + 1)})
+    for count in counts if spare else ():
+        free = set(worst[:count])
+        yield free.difference(edges), free.intersection(edges)
+    for count in counts:
+        yield set(worst[:count]), set(worst[count:]).intersection(edges) if spare else set()
 
 
 def quality(quantized: Quantized, network: Network, data: Tensor) -> float:
@@ -101,8 +128,9 @@ def quality(quantized: Quantized, network: Network, data: Tensor) -> float:
 
 def _lockstep(
     network: Network, data: Tensor, bits_weights: int, bits_activations: int | None,
-    keep: Collection[str], ranges: str, symmetric: bool, solver: str,
+    keep: Collection[str], wider: Mapping[str, int], ranges: str, symmetric: bool, solver: str,
 ) -> Quantized:  # fmt: skip
+    """wider: edges with bits of their own."""
     graph = editable(network)
     names = {n.name for n in graph.graph.nodes} | {n for n, _ in graph.named_parameters()}
     unknown = sorted(set(keep) - names)
@@ -122,7 +150,8 @@ def _lockstep(
     step = Lockstep(
         graph, specs, edges,
         lambda name, seen: fit_edge(
-            seen, bits_activations or 8, symmetric=symmetric, signed=symmetric, method=ranges
+            seen, wider.get(name, bits_activations or 8), symmetric=symmetric, signed=symmetric,
+            method=ranges,
         ),
         refit=solver != "rtn",
     )  # fmt: skip

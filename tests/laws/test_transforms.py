@@ -45,6 +45,16 @@ class Shared(nn.Module):
         return self.two(self.conv(self.one(self.conv(x)).relu()))
 
 
+def high(*layers: nn.Module) -> nn.Module:
+    """Layers whose first has outputs far above 0, those of odd channels at least."""
+    first = next(m for m in layers if isinstance(m, nn.Conv2d | nn.Linear))
+    assert first.bias is not None
+    nn.init.normal_(first.weight, 0, 0.1)
+    with torch.no_grad():
+        first.bias[1::2] = 20
+    return nn.Sequential(*layers)
+
+
 NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "residual": Residual,
     "shared": Shared,
@@ -66,6 +76,13 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
         nn.Flatten(), nn.Linear(432, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 4),
         nn.GELU(), nn.Linear(4, 3),
     ),
+    "high": lambda: high(
+        nn.Conv2d(3, 8, 1), nn.ReLU(), nn.Conv2d(8, 12, 3, groups=4, bias=False), nn.ReLU(),
+        nn.Conv2d(12, 4, 1),
+    ),
+    "high linear": lambda: high(nn.Linear(12, 8, bias=True), nn.ReLU(), nn.Linear(8, 4)),
+    "high padded": lambda: high(nn.Conv2d(3, 8, 1), nn.ReLU(), nn.Conv2d(8, 4, 3, padding=1)),
+    "high bounded": lambda: high(nn.Conv2d(3, 8, 1), nn.ReLU6(), nn.Conv2d(8, 4, 1)),
     "norm first": lambda: nn.Sequential(
         nn.BatchNorm2d(3), nn.ReLU(), nn.Conv2d(3, 4, 3), nn.ReLU(), nn.BatchNorm2d(4)
     ),
@@ -135,3 +152,22 @@ def test_channels_become_more_alike() -> None:
         return float(torch.stack(found).mean())
 
     assert spread(transforms["equalize"](folded, data)) < 0.9 * spread(folded)
+
+
+@pytest.mark.parametrize(
+    ("kind", "moved"),
+    [("high", 4), ("high linear", 4), ("high padded", 0), ("high bounded", 0), ("residual", 0)],
+)
+def test_high_biases_are_absorbed_where_that_is_exact(kind: str, moved: int) -> None:
+    network = make(kind)
+    data = torch.randn(16, 3, 12, 12)
+    absorbed = transforms["absorb_bias"](network, data)
+    first = network.layers[0].name.replace("weight", "bias")
+    before = network.module.state_dict().get(first, torch.zeros(8))
+    lower = before - absorbed.module.state_dict().get(first, torch.zeros(8))
+    assert int((lower > 5).sum()) == moved
+    assert bool((lower[::2] == 0).all())
+    plain = transforms["absorb_bias"](network).module.state_dict()
+    assert torch.equal(plain.get(first, before), before), "nothing is known without data"
+    if not moved:
+        assert absorbed.module.state_dict().keys() == plain.keys(), "no biases of 0"

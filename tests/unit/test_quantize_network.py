@@ -56,7 +56,7 @@ def noise(network: Network, images: Tensor, **settings: object) -> float:
 
 
 def test_everything_is_quantized_and_close(network: Network, images: Tensor) -> None:
-    made = quantize(network, images[:40])
+    made = quantize(network, images[:40], reduce_range=False)
     assert set(made.weights) == {layer.name for layer in made.network.layers}
     assert {w.spec.format for w in made.weights.values()} == {"int8_channel_sym"}
     names = {n.name for n in made.network.graph.graph.nodes}
@@ -101,6 +101,68 @@ def test_a_bar_is_met_by_leaving_the_worst_in_float(network: Network, images: Te
     left = len(plain.weights) - len(made.weights) + len(plain.edges) - len(made.edges)
     assert 0 < left < len(plain.weights) + len(plain.edges)
     assert quality(made, network, images[:40][held]) >= bar
+
+
+def test_a_bar_is_met_by_16_bits_before_float(network: Network, images: Tensor) -> None:
+    at = torch.arange(40) % 5 == 4
+    seen, held = images[:40][~at], images[:40][at]
+    bar = quality(quantize(network, seen, bits_activations=4), network, held) + 3
+    made = quantize(network, images[:40], bits_activations=4, bar=bar, spare=16)
+    floats = quantize(network, images[:40], bits_activations=4, bar=bar)
+    assert {edge.bits for edge in made.edges.values()} == {4, 16}
+    assert {edge.bits for edge in floats.edges.values()} == {4}
+    assert len(floats.edges) < len(made.edges), "an edge of 16 bits is still an edge"
+    assert quality(made, network, held) >= bar
+
+
+def test_what_16_bits_cannot_reach_is_left_float(network: Network, images: Tensor) -> None:
+    made = quantize(network, images[:40], bar=110, spare=9)
+    assert not made.weights
+    assert len(made.edges) < len(quantize(network, images[:40]).edges)
+    for settings in ({"spare": 16}, {"spare": 8, "bar": 20.0}, {"spare": 17, "bar": 20.0}):
+        with pytest.raises(WrongUse, match=f"{settings['spare']} bits"):
+            quantize(network, images[:20], **settings)  # type: ignore[arg-type]
+
+
+def test_pairs_of_products_fit_16_bits(network: Network, images: Tensor) -> None:
+    def largest(**settings: object) -> int:
+        made = quantize(network, images[:20], **settings)  # type: ignore[arg-type]
+        codes = [
+            w.format.unpack(w.parts, w.shape)[0].int() - w.format.middle
+            for w in made.weights.values()
+        ]
+        return max(2 * 255 * int(c.abs().max()) for c in codes)
+
+    assert largest(reduce_range=True) < 2**15 < largest(reduce_range=False)
+    assert largest(reduce_range=True, bits_weights=4) == largest(bits_weights=4)
+
+
+def test_the_processor_decides_where_nothing_is_said(
+    network: Network, images: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def formats(**settings: object) -> set[str | None]:
+        made = quantize(network, images[:20], solver="rtn", **settings)  # type: ignore[arg-type]
+        return {w.spec.format for w in made.weights.values()}
+
+    monkeypatch.setattr("lighten.quantize_network.saturates", lambda: True)
+    assert formats() == {"int7_channel_sym"}
+    assert formats(reduce_range=False) == {"int8_channel_sym"}
+    assert formats(bits_activations=None) == {"int8_channel_sym"}
+    monkeypatch.setattr("lighten.quantize_network.saturates", lambda: False)
+    assert formats() == {"int8_channel_sym"}
+
+
+def test_absorbed_biases_leave_more_steps(images: Tensor) -> None:
+    torch.manual_seed(2)
+    module = nn.Sequential(nn.Conv2d(3, 8, 1), nn.ReLU(), nn.Conv2d(8, 6, 3))
+    with torch.no_grad():
+        module[0].bias += 100  # type: ignore[operator]
+    network = Network.of(module, torch.randn(1, 3, 12, 12))
+    plain = quantize(network, images[:40])
+    absorbed = quantize(network, images[:40], apply=["absorb_bias"])
+    assert absorbed.edges["relu"].scale < plain.edges["relu"].scale / 3
+    found = [quality(made, network, images[40:]) for made in (plain, absorbed)]
+    assert found[1] > found[0] + 3
 
 
 def test_sensitivity_finds_the_tensor_with_the_least_bits(network: Network, images: Tensor) -> None:
