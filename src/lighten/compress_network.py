@@ -194,12 +194,13 @@ def _structure(
     made: dict[str, Shrunk] = {}
     for name, way in ways.items():
         try:
-            made[name] = _at_budget(job, couplings, found, spent, room, axes, name, way)
+            shrunk = _at_budget(job, couplings, found, spent, room, axes, name, way)
         except ImpossibleBudget as error:
-            if name == "allocated":
-                raise ImpossibleBudget(
-                    f"budget in {limit.unit}: {error.message}", error.hint
-                ) from error
+            raise ImpossibleBudget(
+                f"budget in {limit.unit}: {error.message}", error.hint, error.least
+            ) from error
+        if shrunk is not None:
+            made[name] = shrunk
     best = max(made, key=lambda name: network_results.score(made[name].quality))
     rows = [
         {"plan": name, "chosen": "yes" if name == best else "", **shrunk.quality}
@@ -220,19 +221,27 @@ class Shrunk:
 def _at_budget(
     job: Job, couplings: Couplings, found: Mapping[str, Curve], spent: Spend, room: float,
     axes: list[Axis], name: str, way: Callable[..., dict[str, int]],
-) -> Shrunk:  # fmt: skip
-    """Widths that meet the budget, chosen one way; every step stored."""
+) -> Shrunk | None:  # fmt: skip
+    """Widths that meet the budget, chosen one way; every step stored. None where a plain way does
+    not come under it, stored too: a time that is taken again could be on the other side."""
 
-    def widths() -> dict[str, int]:
+    def widths() -> dict[str, int] | None:
         with stage(f"choose widths ({name})"):
-            return dict(
-                narrow(
+            try:
+                met = narrow(
                     job.network, couplings, found, spent, room,
                     lambda limit: way(axes, found, spent.terms, limit, spent.fixed, job.multiple),
-                ).widths
-            )  # fmt: skip
+                )  # fmt: skip
+            except ImpossibleBudget:
+                if name == "allocated":
+                    raise
+                return None
+            return dict(met.widths)
 
-    chosen = {str(k): int(v) for k, v in job.run.json(f"widths/{name}", widths).items()}
+    stored = job.run.json(f"widths/{name}", widths)
+    if stored is None:
+        return None
+    chosen = {str(k): int(v) for k, v in stored.items()}
     keep = keep_of(found, chosen)
     small = shrink(job.network, couplings, keep)
 
