@@ -37,6 +37,8 @@ def _talkative() -> Any:
 @pytest.fixture
 def pipeline(monkeypatch: pytest.MonkeyPatch) -> Any:
     """A stand-in for lighten.pipeline that records how it was called."""
+    from lighten import front
+
     fake: Any = types.ModuleType("lighten.pipeline")
     fake.calls = []
     fake.metrics = dict(METRICS)
@@ -48,6 +50,7 @@ def pipeline(monkeypatch: pytest.MonkeyPatch) -> Any:
         return types.SimpleNamespace(metrics=fake.metrics, exported=Path("x.gguf"))
 
     fake.compress = compress
+    monkeypatch.setattr(front, "compress_language_model", compress)
     fake.replan = lambda run, budget: {"run": run, "budget": budget}
     fake.export = lambda run, to: run / "exports" / f"model.{to}"
     monkeypatch.setitem(sys.modules, "lighten.pipeline", fake)
