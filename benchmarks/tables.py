@@ -15,11 +15,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import network_tables
-
 from lighten.summary import label, quantity
 
 HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE))
+import network_tables  # noqa: E402
+
 ROOT = HERE.parent
 NOT_YET = {"en": "Not measured yet.", "zh": "尚未测量。"}
 RESULTS = {

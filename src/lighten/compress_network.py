@@ -20,6 +20,7 @@ from lighten import network_cost, network_results
 from lighten.atomic import write_text
 from lighten.compensate import compensate
 from lighten.coupling import Couplings, couple
+from lighten.cpu import saturates
 from lighten.curves import curves
 from lighten.errors import ImpossibleBudget, WrongUse
 from lighten.network import Network
@@ -51,13 +52,15 @@ _OWN = ("accuracy", "evaluate")
 
 @dataclass(frozen=True, eq=False)
 class Job:
-    """What all stages of a run have in common. bits: of weights and activations, None: float."""
+    """What all stages of a run have in common. bits: of weights and activations, None: float.
+    reduce_range: weights of 7 bits, where this processor's products of 8 bits saturate."""
 
     run: Run
     network: Network
     samples: Samples
     exporter: Any
     bits: tuple[int, int] | None
+    reduce_range: bool
     multiple: int
     sparsity: str | None
     evaluate: Callable[[Any], float] | None
@@ -108,6 +111,7 @@ def compress_network(
         raise WrongUse(f"multiple={multiple}", "at least 1: channel counts are multiples of it")
     if multiple is None:
         multiple = 8 if limit is not None and limit.unit == "ms" else 1
+    reduced = bits == (8, 8) and saturates()
     folder = (
         Path(out)
         if out is not None
@@ -117,11 +121,12 @@ def compress_network(
         "model": network.digest, "data": data.digest, "source": network.source, "export": export,
         "budget": "".join(budget.split()) if budget else None, "quantize": quantize,
         "sparsity": sparsity, "evaluate": getattr(evaluate, "__qualname__", evaluate and "given"),
-        "multiple": multiple, "inputs": [list(x.shape) for x in network.inputs],
+        "reduce_range": reduced, "multiple": multiple,
+        "inputs": [list(x.shape) for x in network.inputs],
     }  # fmt: skip
     preflight(folder, disk=8 * network.nbytes, memory=_memory_needed(network, data))
     with Run.open(folder, wanted) as run:
-        job = Job(run, network, data, exporter, bits, multiple, sparsity, evaluate)
+        job = Job(run, network, data, exporter, bits, reduced, multiple, sparsity, evaluate)
         before = _before(job, export)
         small, plan, plans = _structure(job, limit, before)
         given, place = plan.to_json(), _place(job, export)
@@ -296,7 +301,11 @@ def _quantized(job: Job, network: Network) -> Quantized:
     weights, activations = job.bits or (8, 8)
     with stage("quantize"):
         return quantize_network(
-            network, job.samples.calibration, bits_weights=weights, bits_activations=activations
+            network,
+            job.samples.calibration,
+            bits_weights=weights,
+            bits_activations=activations,
+            reduce_range=job.reduce_range,
         )
 
 
@@ -307,6 +316,7 @@ def _roughly(job: Job, network: Network) -> Network | Quantized:
     return quantize_network(
         network, job.samples.calibration[:4], bits_weights=job.bits[0],
         bits_activations=job.bits[1], ranges="minmax", solver="rtn",
+        reduce_range=job.reduce_range,
     )  # fmt: skip
 
 

@@ -206,20 +206,23 @@ def quantize(
     weights: int = 8,
     activations: int | None = 8,
     bar: float | None = None,
+    spare: int | None = None,
+    reduce_range: bool | None = None,
     count: int = 256,
 ) -> Quantized:
     """Static integers: weights per channel, activations per tensor, ranges from `data`.
 
-    bar: least signal-to-noise ratio of the output in dB; what costs most stays float until it is
-    met. `write_onnx` exports the result; lighten.simulate.Simulation(result) computes what the
-    runtime will.
+    bar: least signal-to-noise ratio of the output in dB; what costs most stays float (or, with
+    spare=16, gets 16 bits first) until it is met. reduce_range: weights of 7 bits, for processors
+    whose products of 8 bits saturate; None: as this one needs it. `write_onnx` exports the result;
+    lighten.simulate.Simulation(result) computes what the runtime will.
     """
     from lighten.quantize_network import quantize as quantize_network
 
     network = opened(model, example_inputs)
     return quantize_network(
         network, calibration(data, network, count), bits_weights=weights,
-        bits_activations=activations, bar=bar,
+        bits_activations=activations, bar=bar, spare=spare, reduce_range=reduce_range,
     )  # fmt: skip
 
 

@@ -128,6 +128,7 @@ class _Rewriter:
         earlier = self.grids.get(source)
         self.grids[target] = (name, edge)
         if earlier is not None and earlier[1] == edge:  # rounding twice changes nothing
+            self.grids[target] = earlier  # whose scale and zero are in the graph
             yield helper.make_node("Identity", [source], [target])
             return
         if (edge.first, edge.last) != (first, last):
