@@ -44,7 +44,13 @@ def main() -> None:
     parser.add_argument("--peer-python", default=sys.executable)
     parser.add_argument("--json", type=Path, default=HERE / "result.json")
     parser.add_argument("--folder", type=Path, help="keep the files here")
+    parser.add_argument("--time-only", action="store_true", help="time those in --folder again")
     args = parser.parse_args()
+    if args.time_only:
+        facts = json.loads(args.json.read_text(encoding="utf-8"))
+        _time(facts["rows"], args.folder)
+        args.json.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+        return
     with tempfile.TemporaryDirectory() as temporary:
         folder = args.folder or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
@@ -83,6 +89,13 @@ def _measured(photos: Path, folder: Path, python: str) -> dict[str, Any]:
         row |= {k: quality[k] for k in ("top1_agreement", "mean_kld", "sqnr_db")}
         if file.exists():
             row["bytes"] = file.stat().st_size
+    _time(rows, folder)
+    return {"network": "EfficientNet-Lite0", "calibration": CALIBRATION, "test": len(test),
+            "threads": 1, "rows": rows}  # fmt: skip
+
+
+def _time(rows: dict[str, dict[str, Any]], folder: Path) -> None:
+    """Latencies and memory of all files, in turns."""
     files = {name: path for name in rows if (path := folder / f"{name}.onnx").exists()}
     for name, found in onnxruntime.latencies(files, seconds=6).items():
         rows[name] |= {"p50_ms": found.p50, "p90_ms": found.p90, "p99_ms": found.p99,
@@ -92,8 +105,6 @@ def _measured(photos: Path, folder: Path, python: str) -> dict[str, Any]:
         rows["nncf"]["bytes"] = sum(
             (folder / f"nncf.{suffix}").stat().st_size for suffix in ("xml", "bin")
         )
-    return {"network": "EfficientNet-Lite0", "calibration": CALIBRATION, "test": len(test),
-            "threads": 1, "rows": rows}  # fmt: skip
 
 
 def _outputs(path: Path, test: Tensor) -> Tensor:
