@@ -42,17 +42,19 @@ def resnet56(folder: Path) -> tuple[str, Table] | None:
         return None
     keys = ("lighten", "lighten_streams", "lighten_uniform", "torch_pruning_bn", "torch_pruning")
     rows = [
-        (f"{r['factor']:g}", *(_fine(r.get(k)) for k in keys), f"{r['lighten_seconds']:.0f}")
+        (f"{r['factor']:g}", f"{r['lighten_macs'] / 1e6:.1f}",
+         *(_fine(r.get(k)) for k in keys), f"{r['torch_pruning_macs'] / 1e6:.1f}",
+         f"{r['lighten_seconds']:.0f}")
         for r in found["rows"]
-    ]
+    ]  # fmt: skip
     text = (
         f"Unpruned: {_fine(found['accuracy'])}, {found['macs'] / 1e6:.1f} M MACs;"
         f" {found['test_images']:,} test images, {found['calibration_images']:,} to calibrate on."
         f" Analysis of the network {found['analysis_seconds']:.1f} s, curves of all axes"
         f" {found['curves_seconds']:.0f} s, both once; seconds: widths and compensation."
     )
-    head = ("MACs ÷", "lighten", "streams too", "uniform", "torch-pruning + batch norms",
-            "torch-pruning", "s")  # fmt: skip
+    head = ("MACs ÷", "M MACs", "lighten", "streams too", "uniform",
+            "torch-pruning + batch norms", "torch-pruning", "its M MACs", "s")  # fmt: skip
     return text, (head, rows, ())
 
 

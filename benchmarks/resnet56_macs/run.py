@@ -144,10 +144,11 @@ def draw(facts: dict[str, Any], path: Path) -> None:
         "torch_pruning": ("torch-pruning L1", "#a61e4d", "s-"),
     }
     figure, axes = pyplot.subplots(figsize=(7, 4.2))
-    x = [1.0, *(row["factor"] for row in facts["rows"])]
     for key, (label, colour, style) in names.items():
-        y = [facts["accuracy"], *(row.get(key) for row in facts["rows"])]
-        points = [(a, 100 * b) for a, b in zip(x, y, strict=True) if b is not None]
+        spent = f"{key.removesuffix('_bn')}_macs"
+        points = [(1.0, 100 * facts["accuracy"])]
+        # where each network really is: widths are whole numbers
+        points += [(facts["macs"] / r[spent], 100 * r[key]) for r in facts["rows"] if key in r]
         axes.plot(*zip(*points, strict=True), style, color=colour, label=label, markersize=5)
     axes.set_xlabel("multiply-adds divided by")
     axes.set_ylabel("accuracy on the test images, %")
