@@ -26,6 +26,7 @@ from lighten.errors import ImpossibleBudget, WrongUse
 from lighten.network import Network
 from lighten.network_quality import measure_network, outputs
 from lighten.pipeline import Result
+from lighten.precision import precision
 from lighten.preflight import preflight
 from lighten.progress import note, stage
 from lighten.quantize_network import quantize as quantize_network
@@ -40,9 +41,6 @@ from lighten.sparsify import sparsify
 from lighten.structure import Spend, free, narrow
 from lighten.types import Axis, Budget, Plan, Spec
 from lighten.widths import Curve, branches, keep_of, spend, uniform
-
-PRECISIONS = {"none": None, "int8": (8, 8), "w8a8": (8, 8), "w4a8": (4, 8), "w4a4": (4, 4)}
-"""What `quantize` may be -> bits of weights and of activations."""
 
 BATCH = 128
 
@@ -92,7 +90,7 @@ def compress_network(
     limit = None if budget is None else Budget.parse(budget)
     if sparsity is not None and quantize == "auto":
         quantize = "none"
-    bits = _precision(quantize, limit)
+    bits = precision(quantize, limit)
     if sparsity is not None:
         pattern_of(sparsity)
         if bits is not None:
@@ -369,15 +367,6 @@ def _room(limit: Budget | None, before: Mapping[str, Any]) -> tuple[str, float] 
     if limit is None:
         return None
     return network_cost.quantity(limit), limit.amount(network_cost.now(limit, before))
-
-
-def _precision(quantize: str, limit: Budget | None) -> tuple[int, int] | None:
-    if quantize == "auto":
-        small = limit is None or limit.unit in ("bytes", "share", "ms")
-        return (8, 8) if small else None
-    if quantize not in PRECISIONS:
-        raise WrongUse(f"quantize is `{quantize}`", f"known: auto, {', '.join(PRECISIONS)}")
-    return PRECISIONS[quantize]
 
 
 def _others(network: Network) -> str:

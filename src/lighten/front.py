@@ -78,7 +78,7 @@ def compress(
                 )
         return compress_language_model(
             model, budget=budget, max_kld=max_kld, data=data, export=export or "gguf", out=out,
-            samples=samples or SAMPLES["windows"], length=length, seed=seed,
+            samples=SAMPLES["windows"] if samples is None else samples, length=length, seed=seed,
         )  # fmt: skip
     if max_kld is not None:
         raise WrongUse("max_kld is for language models", "give a budget")
