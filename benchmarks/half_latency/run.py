@@ -35,8 +35,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("kind", choices=("cifar", "photos"))
     parser.add_argument("paths", nargs="+", type=Path)
+    parser.add_argument("--quantize", nargs="+", default=("auto", "none"))
     args = parser.parse_args()
-    for precision in ("auto", "none"):
+    for precision in args.quantize:
         row = {"quantize": precision, **(_cifar if args.kind == "cifar" else _photos)(
             args.paths, precision
         )}  # fmt: skip
