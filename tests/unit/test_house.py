@@ -37,6 +37,7 @@ SHARED = {
     "formats": {"lighten.scale_search", "lighten.super_block"},
     "solvers": {"lighten.checked", "lighten.exchange", "lighten.sparse", "lighten.sweep"},
     "criteria": {"lighten.checked", "lighten.sweep"},
+    "losses": {"lighten.seen"},  # what a network shows, and the checks of its shapes
     "transforms": {
         "lighten.channels",
         "lighten.network",

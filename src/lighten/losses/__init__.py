@@ -1,0 +1,1 @@
+"""What a student learns from: (student, teacher, labels, parts) -> a number to bring down."""

@@ -1,0 +1,182 @@
+"""What a network shows of one batch, and what losses do with it before they compare.
+
+Shapes are checked here, so that a student and a teacher that do not go together are told so by
+name, not by a matrix product deep inside a loss.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lighten.errors import BadInput, WrongUse
+
+IGNORED = -100
+"""A label that stands for none, as in torch and transformers."""
+
+
+@dataclass(frozen=True, eq=False)
+class Seen:
+    """What a network shows of one batch.
+
+    outputs: (batch, ..., classes), logits. hidden: place -> (batch, ...), in order of depth.
+    attention: place -> (batch, heads, queries, keys), rows that sum to 1. indices: where a teacher
+    was stored as its k likeliest classes: (batch, ..., k), and outputs are their log-probabilities.
+    """
+
+    outputs: Tensor
+    hidden: Mapping[str, Tensor] = field(default_factory=dict)
+    attention: Mapping[str, Tensor] = field(default_factory=dict)
+    indices: Tensor | None = None
+
+    def each(self, change: Callable[[Tensor], Tensor]) -> Seen:
+        """The same with every floating tensor changed."""
+        return replace(
+            self,
+            outputs=change(self.outputs),
+            hidden={name: change(x) for name, x in self.hidden.items()},
+            attention={name: change(x) for name, x in self.attention.items()},
+        )
+
+
+class Loss(Protocol):
+    """What a student learns from. A frozen dataclass: its fields are the options.
+
+    source: the paper. needs: of "labels", "hidden", "attention". taught: it looks at the teacher.
+    floor: 0 where the student shows what the teacher shows; None where the least is not known.
+    A loss gets tensors of float32 or wider, the teacher's without a gradient. One that trains parts
+    of its own also has start(student, teacher) -> nn.Module | None.
+    """
+
+    source: Any  # a ClassVar, which a protocol cannot ask for in the same words
+    floor: Any
+    taught: Any
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """What it looks at beside the outputs."""
+
+    def __call__(
+        self, student: Seen, teacher: Seen, labels: Tensor | None, parts: nn.Module | None
+    ) -> Tensor:
+        """A scalar, the mean over the batch; raises WrongUse, BadInput."""
+
+
+def wide(x: Tensor) -> Tensor:
+    """At least float32: sums of exponentials need it."""
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+
+def same_outputs(student: Seen, teacher: Seen) -> tuple[Tensor, Tensor]:
+    """Both outputs as (rows, classes); raises WrongUse where they cannot match."""
+    if teacher.indices is not None:
+        raise WrongUse(
+            f"the teacher was stored as its {teacher.indices.shape[-1]} likeliest classes only",
+            "learn from `topk`, or from a teacher that runs",
+        )
+    s, t = student.outputs, teacher.outputs
+    if s.shape != t.shape:
+        raise WrongUse(
+            f"the student's outputs are {tuple(s.shape)}, the teacher's {tuple(t.shape)}",
+            "both need the same classes for the same inputs; `hidden`, `relations` and"
+            " `contrastive` compare networks whose outputs differ",
+        )
+    return rows(s), rows(t)
+
+
+def rows(x: Tensor) -> Tensor:
+    """(rows, last dimension)."""
+    return x.reshape(-1, x.shape[-1])
+
+
+def log_probabilities(logits: Tensor) -> Tensor:
+    """log softmax over the last dimension, finite where a logit is -infinity (a masked class)."""
+    return F.log_softmax(logits, -1).clamp(min=-1e30)
+
+
+def divergence(log_p: Tensor, log_q: Tensor) -> Tensor:
+    """KL(p ‖ q) in nats over the last dimension, the mean over the rest."""
+    return (log_p.exp() * (log_p - log_q)).sum(-1).mean()
+
+
+def checked_labels(outputs: Tensor, labels: Tensor | None, loss: str) -> Tensor:
+    """(rows,) int64, one for each row of the outputs; raises WrongUse, BadInput."""
+    if labels is None:
+        raise WrongUse(
+            f"`{loss}` needs labels, and the data has none",
+            "learn from `logits`, which needs a teacher only, or give data with labels",
+        )
+    if labels.is_floating_point() or labels.shape != outputs.shape[:-1]:
+        raise WrongUse(
+            f"labels are {labels.dtype} {tuple(labels.shape)}, outputs {tuple(outputs.shape)}",
+            f"one integer for each of {tuple(outputs.shape[:-1])}",
+        )
+    classes = outputs.shape[-1]
+    flat = labels.reshape(-1).to(outputs.device, torch.int64)
+    wrong = (flat != IGNORED) & ((flat < 0) | (flat >= classes))
+    if bool(wrong.any()):
+        value = int(flat[wrong][0])
+        raise BadInput(
+            f"a label is {value}, but the network has {classes} classes: 0 to {classes - 1}",
+            f"labels count from 0; {IGNORED} marks what has none",
+        )
+    return flat
+
+
+def matched(
+    student: Mapping[str, Tensor], teacher: Mapping[str, Tensor], what: str
+) -> list[tuple[str, Tensor, Tensor]]:
+    """(student's name, student's, teacher's): by name where the names are the same, else by depth.
+
+    what: "hidden features", for the error. Raises WrongUse where one of them has none.
+    """
+    for who, shown in (("student", student), ("teacher", teacher)):
+        if not shown:
+            raise WrongUse(
+                f"the {who} shows no {what}",
+                "name the places: lighten.watch.pairs(student, teacher) finds them",
+            )
+    if student.keys() == teacher.keys():
+        return [(name, x, teacher[name]) for name, x in student.items()]
+    s, t = list(student.items()), list(teacher.values())
+    return [(*s[i], t[j]) for i, j in by_depth(len(s), len(t))]
+
+
+def by_depth(students: int, teachers: int) -> list[tuple[int, int]]:
+    """Places of two networks that lie equally deep, the last of one with the last of the other.
+
+    >>> by_depth(2, 6), by_depth(3, 2)
+    ([(0, 2), (1, 5)], [(0, 0), (2, 1)])
+    """
+    count = min(students, teachers)
+
+    def ends(of: int) -> list[int]:
+        return [(i + 1) * of // count - 1 for i in range(count)]
+
+    return list(zip(ends(students), ends(teachers), strict=True))
+
+
+def unit(x: Tensor, dim: int = -1) -> Tensor:
+    """x at length 1 along a dimension; what is next to 0 stays short, so its gradient is finite."""
+    square = x.square().sum(dim, keepdim=True)
+    return x * torch.rsqrt(square + 1e-4 * square.detach().mean() + 1e-12)
+
+
+def one_of(loss: str, option: str, value: str, known: Sequence[str]) -> None:
+    """Raises WrongUse where an option has a value that it cannot have."""
+    if value not in known:
+        near = difflib.get_close_matches(value, known, 1)
+        guess = f"did you mean `{near[0]}`? " if near else ""
+        raise WrongUse(f"`{loss}`: {option} `{value}`", f"{guess}known: {', '.join(known)}")
+
+
+def within(loss: str, option: str, value: float, low: float, high: float) -> None:
+    """Raises WrongUse where a number is not in low..high (NaN never is)."""
+    if not low <= value <= high:
+        raise WrongUse(f"`{loss}`: {option} is {value:g}", f"give {low:g} to {high:g}")
