@@ -161,6 +161,8 @@ def _there(name: str, teacher: Seen | None) -> Seen:
 
 def _term(text: str, temperature: float | None) -> Term:
     name, *rest = (part.strip() for part in text.split(":"))
+    if "(" in name:
+        raise WrongUse(f"`{text}`: options have no brackets", _HINT)
     make = losses[name]
     known = get_type_hints(make)
     options = {f.name: known[f.name] for f in dataclasses.fields(make)}

@@ -180,3 +180,71 @@ def within(loss: str, option: str, value: float, low: float, high: float) -> Non
     """Raises WrongUse where a number is not in low..high (NaN never is)."""
     if not low <= value <= high:
         raise WrongUse(f"`{loss}`: {option} is {value:g}", f"give {low:g} to {high:g}")
+
+
+def aligned(
+    name: str, student: Tensor, teacher: Tensor, channels: str = "auto"
+) -> tuple[Tensor, Tensor]:
+    """Both as (batch, positions..., channels), sizes in space pooled to the smaller.
+
+    channels: "first" (second dimension), "last", or "auto": first for 4 and 5 dimensions (images,
+    volumes), else last (tokens, vectors). Raises WrongUse where batches or dimensions differ.
+    """
+    if student.dim() != teacher.dim() or len(student) != len(teacher) or student.dim() < 2:
+        raise WrongUse(
+            f"features at `{name}` are {tuple(student.shape)}, the teacher's"
+            f" {tuple(teacher.shape)}",
+            "both need as many dimensions and the same batch; name other places",
+        )
+    first = channels == "first" or (channels == "auto" and student.dim() in (4, 5))
+    s, t = (x if first else x.movedim(-1, 1) for x in (student, teacher))
+    if s.shape[2:] != t.shape[2:]:
+        size = [min(a, b) for a, b in zip(s.shape[2:], t.shape[2:], strict=True)]
+        s, t = _pooled(s, size), _pooled(t, size)
+    return s.movedim(1, -1), t.movedim(1, -1)
+
+
+def _pooled(x: Tensor, size: Sequence[int]) -> Tensor:
+    """(batch, channels, *space) averaged to `size`."""
+    if len(size) == 1:
+        return F.adaptive_avg_pool1d(x, size[0])
+    if len(size) == 2:
+        return F.adaptive_avg_pool2d(x, (size[0], size[1]))
+    if len(size) == 3:
+        return F.adaptive_avg_pool3d(x, (size[0], size[1], size[2]))
+    raise WrongUse(f"features {tuple(x.shape)} cannot be pooled", "name other places")
+
+
+EMBEDDINGS = ("hidden", "outputs")
+
+
+def embeddings(student: Seen, teacher: Seen, on: str) -> tuple[Tensor, Tensor]:
+    """(batch, width) of both: the deepest hidden place, or the outputs; the mean over positions."""
+    if on == "hidden":
+        name, s, t = matched(student.hidden, teacher.hidden, "hidden features")[-1]
+        return _vectors(s, s.dim() in (4, 5)), _same_batch(name, s, _vectors(t, t.dim() in (4, 5)))
+    s = _vectors(student.outputs, False)
+    return s, _same_batch("outputs", s, _vectors(teacher.outputs, False))
+
+
+def _vectors(x: Tensor, first: bool) -> Tensor:
+    return x.flatten(2).mean(2) if first else x.flatten(1, -2).mean(1) if x.dim() > 2 else x
+
+
+def _same_batch(name: str, student: Tensor, teacher: Tensor) -> Tensor:
+    if len(student) != len(teacher):
+        raise WrongUse(
+            f"at `{name}` the student shows {len(student)} examples, the teacher {len(teacher)}",
+            "both must see the same batch",
+        )
+    return teacher
+
+
+def trained_part(loss: str, parts: nn.Module | None, name: str) -> nn.Module:
+    """What `start` made for a loss; raises WrongUse where it is not there."""
+    if isinstance(parts, nn.ModuleDict) and name in parts:
+        return parts[name]
+    raise WrongUse(
+        f"`{loss}` has to train a projection here, and was given none",
+        "parts = lesson.start(student, teacher), then lesson(student, teacher, labels, parts)",
+    )

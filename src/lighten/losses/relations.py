@@ -1,0 +1,79 @@
+"""Relations: distances and angles between the examples of a batch, whatever the widths.
+
+*Source:* Park et al. 2019, "Relational knowledge distillation", equations 6 to 9.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lighten.registry import losses
+from lighten.seen import EMBEDDINGS, Seen, embeddings, one_of, unit, within
+
+
+@losses("relations")
+@dataclass(frozen=True)
+class Relations:
+    """Distances of pairs and angles of triples of examples: Huber loss between the two networks.
+
+    distance, angle: their weights; distances count in units of their mean. on: hidden (the deepest
+    place) or outputs; the mean over positions, where there are any. Memory is batch³ for the angle.
+    """
+
+    distance: float = 1.0
+    angle: float = 2.0
+    on: str = "hidden"
+    source: ClassVar[str] = "Park et al. 2019"
+    floor: ClassVar[float | None] = 0.0
+    taught: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        within("relations", "distance", self.distance, 0, 1e6)
+        within("relations", "angle", self.angle, 0, 1e6)
+        one_of("relations", "on", self.on, EMBEDDINGS)
+
+    @property
+    def needs(self) -> frozenset[str]:
+        return frozenset({"hidden"}) if self.on == "hidden" else frozenset()
+
+    def __call__(
+        self,
+        student: Seen,
+        teacher: Seen,
+        labels: Tensor | None = None,
+        parts: nn.Module | None = None,
+    ) -> Tensor:
+        s, t = embeddings(student, teacher, self.on)
+        n = len(s)
+        total = s.sum() * 0  # an example on its own has no relations
+        if n > 1 and self.distance:
+            pairs = _huber(_distances(s), _distances(t))
+            total = total + self.distance * pairs / (n * (n - 1))
+        if n > 2 and self.angle:
+            triples = _huber(_angles(s), _angles(t))
+            total = total + self.angle * triples / (n * (n - 1) * (n - 2))
+        return total
+
+
+def _huber(a: Tensor, b: Tensor) -> Tensor:
+    return F.smooth_l1_loss(a, b, reduction="sum")
+
+
+def _distances(x: Tensor) -> Tensor:
+    """(n, n): of all pairs, in units of their mean; 0 on the diagonal."""
+    # by differences: the matrix product cancels where examples are near each other
+    found = torch.cdist(x, x, compute_mode="donot_use_mm_for_euclid_dist")
+    mean = found.sum() / (len(x) * (len(x) - 1))
+    return found / mean.clamp(min=1e-12)
+
+
+def _angles(x: Tensor) -> Tensor:
+    """(n, n, n): at [j, i, k] the cosine of the angle at j between i and k; 0 where two are one."""
+    side = unit(x.unsqueeze(0) - x.unsqueeze(1))  # [j, i] = from j to i
+    apart = 1 - torch.eye(len(x), dtype=x.dtype, device=x.device)
+    return side @ side.transpose(1, 2) * apart  # i = j and k = j are 0 by themselves
