@@ -83,7 +83,7 @@ def prune_network(
         )
     if steps < 1 or multiple < 1:
         raise WrongUse(f"steps={steps}, multiple={multiple}", "both are at least 1")
-    _known(criterion)
+    check_criterion(criterion)
     if data is None and (compensate or criterion == GROUP_OBS):
         raise WrongUse(
             f"{'compensation' if compensate else criterion} needs data", "pass data=..., or"
@@ -114,7 +114,7 @@ def prune_network(
     return Pruned(small, couplings, kept, found.cost)
 
 
-def _known(criterion: str) -> None:
+def check_criterion(criterion: str) -> None:
     """Raise UnknownName for what is neither group OBS nor in the registry."""
     if criterion == GROUP_OBS or criterion in criteria:
         return
