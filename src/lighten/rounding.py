@@ -24,9 +24,11 @@ from torch.nn import functional
 from lighten.network import LINEAR
 from lighten.registry import formats, solvers
 from lighten.rewrite import groups, transposed
+from lighten.soft_rounding import learn_codes
 from lighten.sweep import DAMP
 from lighten.types import Compressed, Spec, Stats
 
+LEARNED_STEPS = 100
 RIDGES = (0.01, 0.1, 1.0, 10.0)
 """Tried for λ, times the mean of diag(C); the best on images left out is used, or W itself."""
 
@@ -172,7 +174,7 @@ def rounded(m: Moments, weight: Tensor, spec: Spec) -> Compressed:
 
 
 def _grouped(weight: Tensor, hessian: Tensor, spec: Spec) -> Compressed:
-    """The sweep over all groups at once: few columns, many small Hessians."""
+    """The sweep over all groups at once, or what is learned from there: many small Hessians."""
     g, rows, n = weight.shape
     fmt = formats[str(spec.format)]
     mean = hessian.diagonal(dim1=1, dim2=2).mean(1).clamp(min=1e-12)
@@ -199,4 +201,14 @@ def _grouped(weight: Tensor, hessian: Tensor, spec: Spec) -> Compressed:
 
     better = cost(swept) <= cost(nearest)
     chosen = torch.where(better.unsqueeze(1), swept, nearest)
+    if spec.solver == "learned":
+
+        def product(d: Tensor) -> Tensor:
+            return (d.view(g, rows, n) @ hessian).reshape(flat)
+
+        diagonal = hessian.diagonal(dim1=1, dim2=2).repeat_interleave(rows, 0)
+        learned = learn_codes(
+            weight.reshape(flat), product, diagonal, fmt, chosen, grid, LEARNED_STEPS
+        )
+        chosen = torch.where((cost(learned) < cost(chosen)).unsqueeze(1), learned, chosen)
     return Compressed(spec, flat, fmt, fmt.pack(chosen, grid))

@@ -35,7 +35,13 @@ PLUG_INS = (
 # nothing of models, runs or pipelines.
 SHARED = {
     "formats": {"lighten.scale_search", "lighten.super_block"},
-    "solvers": {"lighten.checked", "lighten.exchange", "lighten.sparse", "lighten.sweep"},
+    "solvers": {
+        "lighten.checked",
+        "lighten.exchange",
+        "lighten.soft_rounding",
+        "lighten.sparse",
+        "lighten.sweep",
+    },
     "criteria": {"lighten.checked", "lighten.sweep"},
     "losses": {"lighten.seen"},  # what a network shows, and the checks of its shapes
     "transforms": {
