@@ -104,23 +104,17 @@ class Images:
 
         Raises BadInput for a picture that cannot be read or has another size, by its name.
         """
+        return normalised(self.pixels(which), self.preparation.mean, self.preparation.std)
+
+    def pixels(self, which: Which = None) -> Tensor:
+        """(n, channels, h, w) uint8, before they are normalised; a source's own floats as they are.
+
+        Raises BadInput as `tensor` does.
+        """
         rows = self._rows(which)
         if not rows:
-            return torch.empty(0, *self.shape)
-        pixels = self.store.pixels(rows)
-        x = torch.from_numpy(np.ascontiguousarray(pixels)).float()
-        if pixels.dtype == np.uint8:
-            x /= 255
-        mean, std = self.preparation.mean, self.preparation.std
-        if mean == (0.0,) and std == (1.0,):
-            return x
-        for name, numbers in (("mean", mean), ("std", std)):
-            if x.ndim < 2 or len(numbers) not in (1, x.shape[1]):
-                raise WrongUse(
-                    f"--{name} has {len(numbers)} numbers, the images have {x.shape[1]} channels"
-                )
-        wide = (-1, *(1,) * (x.ndim - 2))
-        return x.sub_(torch.tensor(mean).view(wide)).div_(torch.tensor(std).view(wide))
+            return torch.empty(0, *self.shape, dtype=torch.uint8)
+        return torch.from_numpy(np.ascontiguousarray(self.store.pixels(rows)))
 
     def labels(self, which: Which = None) -> Tensor | None:
         """(n,) int64, or None where they are not known; all of them unless told which."""
@@ -175,6 +169,23 @@ class Images:
             chosen = self.rows[index]
         found: list[int] = chosen.tolist()
         return found
+
+
+def normalised(x: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
+    """x (n, channels, h, w) as float32, uint8 divided by 255, then (x - mean) / std.
+
+    Raises WrongUse where mean or std has not one number, nor one for each channel.
+    """
+    x = x.float() / 255 if x.dtype == torch.uint8 else x.float()
+    if mean == (0.0,) and std == (1.0,):
+        return x
+    for name, numbers in (("mean", mean), ("std", std)):
+        if x.ndim < 2 or len(numbers) not in (1, x.shape[1]):
+            raise WrongUse(
+                f"--{name} has {len(numbers)} numbers, the images have {x.shape[1]} channels"
+            )
+    wide = (-1, *(1,) * (x.ndim - 2))
+    return (x - torch.tensor(mean).view(wide)).div_(torch.tensor(std).view(wide))
 
 
 def load_images(

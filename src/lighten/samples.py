@@ -79,7 +79,7 @@ def samples(
             f" {tuple(x.shape[1:])}",
             "both must have one shape",
         )
-    return Samples(x, held, labels, source or _called(data), _digest(x, held, labels))
+    return Samples(x, held, labels, source or _called(data), digest(x, held, labels))
 
 
 def _gather(data: Any, most: int | None, seed: int) -> tuple[Tensor, Tensor | None]:
@@ -135,7 +135,8 @@ def _called(data: Any) -> str:
     return str(getattr(data, "source", "") or f"a {type(data).__name__}")
 
 
-def _digest(*parts: Tensor | None) -> str:
+def digest(*parts: Tensor | None) -> str:
+    """sha256 in hex of shapes, types and values."""
     sha = hashlib.sha256()
     for part in parts:
         if part is not None:

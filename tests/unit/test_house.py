@@ -69,8 +69,10 @@ SHARED = {
 OPENS = {"exporters": {"lighten.model"}}
 OPTIONAL = {
     "PIL",
+    "accelerate",
     "compressed_tensors",
     "keras",
+    "lightning",
     "onnx",
     "onnxruntime",
     "onnxscript",
@@ -78,6 +80,7 @@ OPTIONAL = {
     "pyarrow",
     "psutil",
     "ray",
+    "tensorboard",
     "xllamacpp",
 }
 SLOW_TO_IMPORT = {"transformers", "huggingface_hub"}

@@ -1,0 +1,98 @@
+"""What is learned from: examples by number, changed a little each time they are seen."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lighten.errors import BadInput, WrongUse
+from lighten.images import Images, normalised
+
+AUGMENTATIONS = ("none", "flip", "crop+flip")
+PAD = 4
+"""Pixels that an image is padded by on each side before it is cut out again."""
+
+
+class Course(Protocol):
+    """Examples 0 .. count - 1, which can be read in any order and again."""
+
+    @property
+    def count(self) -> int: ...
+
+    def batch(self, indices: Tensor, generator: torch.Generator) -> tuple[Any, Tensor | None]:
+        """Inputs and labels of these examples. Whatever is random comes from `generator`, which is
+        the same whenever the same step of the same seed is made. Inputs are what the student and
+        the teacher are called with: a tensor, or tuples, lists and dicts of them."""
+
+
+class ImageCourse:
+    """Images (count, channels, h, w), or other tensors where nothing is augmented.
+
+    inputs: a tensor, uint8 (divided by 255, then normalised by mean and std when it is read) or
+    floats as the network takes them; or lighten.images.Images, whose pixels are decoded when they
+    are asked for and stay in memory as uint8 up to 512 MB. rows: which of them, in this order.
+    augment: "crop+flip" (padded by 4 zeros, cut out at random, mirrored or not), "flip", "none";
+    done before normalising. Raises WrongUse, BadInput.
+    """
+
+    def __init__(
+        self,
+        inputs: Tensor | Images,
+        labels: Tensor | None = None,
+        *,
+        rows: Tensor | None = None,
+        augment: str = "none",
+        mean: tuple[float, ...] = (0.0,),
+        std: tuple[float, ...] = (1.0,),
+    ) -> None:
+        if augment not in AUGMENTATIONS:
+            raise WrongUse(f"augment is `{augment}`", f"known: {', '.join(AUGMENTATIONS)}")
+        if isinstance(inputs, Images):
+            mean, std = inputs.preparation.mean, inputs.preparation.std
+            labels = inputs.labels() if labels is None else labels
+        if labels is not None and len(labels) != len(inputs):
+            raise BadInput(f"{len(inputs)} inputs and {len(labels)} labels", "give as many of both")
+        dims = len(inputs.shape) + isinstance(inputs, Images)
+        if augment != "none" and dims != 4:
+            raise WrongUse(
+                f"`{augment}` is for images (count, channels, height, width), the data has"
+                f" {dims} dimensions",
+                'augment="none"',
+            )
+        self.rows = torch.arange(len(inputs)) if rows is None else rows
+        if not len(self.rows):
+            raise BadInput("there is no example to learn from", "give more data")
+        self._read: Callable[[Tensor], Tensor]
+        self._read = inputs.pixels if isinstance(inputs, Images) else inputs.__getitem__
+        self.labels, self.augment, self.mean, self.std = labels, augment, mean, std
+
+    @property
+    def count(self) -> int:
+        return len(self.rows)
+
+    def batch(self, indices: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor | None]:
+        rows = self.rows[indices]
+        x = augmented(self._read(rows), self.augment, generator)
+        labels = None if self.labels is None else self.labels[rows]
+        raw = x.dtype == torch.uint8 or (self.mean, self.std) != ((0.0,), (1.0,))
+        return normalised(x, self.mean, self.std) if raw else x, labels
+
+
+def augmented(x: Tensor, how: str, generator: torch.Generator) -> Tensor:
+    """x (n, channels, h, w), each image moved by up to PAD pixels and mirrored, as `how` says."""
+    if how == "none":
+        return x
+    n, _, h, w = x.shape
+    rows, columns = torch.arange(h).expand(n, h), torch.arange(w).expand(n, w)
+    if how == "crop+flip":
+        x = F.pad(x, [PAD] * 4)
+        moved = torch.randint(2 * PAD + 1, (2, n, 1), generator=generator)
+        rows, columns = rows + moved[0], columns + moved[1]
+    mirrored = torch.rand(n, 1, generator=generator) < 0.5
+    columns = torch.where(mirrored, columns.flip(1), columns)
+    each = torch.arange(n)[:, None, None]
+    return x[each, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)

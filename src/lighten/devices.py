@@ -1,0 +1,82 @@
+"""Where a student learns and in which precision: Lightning Fabric, set up quietly.
+
+Needs the package `lightning`, imported when learning begins.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from lighten.cpu import multiplies_bfloat16
+from lighten.errors import MissingPackage, WrongUse
+
+if TYPE_CHECKING:
+    from lightning.fabric import Fabric
+
+PRECISIONS = ("auto", "32-true", "bf16-mixed")
+
+
+def start_fabric(
+    precision: str = "auto",
+    accelerator: str = "auto",
+    devices: int | str = 1,
+    strategy: Any = "auto",
+) -> Fabric:
+    """Fabric on the best device, its processes started; raises MissingPackage, WrongUse."""
+    try:
+        from lightning.fabric import Fabric
+    except ImportError as error:
+        raise MissingPackage(
+            "learning needs the package `lightning`", "pip install lighten[train]"
+        ) from error
+    device = chosen(accelerator)
+    # it tells everyone which precision it was given, through whichever logger was made last
+    logs = [logging.getLogger(f"lightning.{part}") for part in ("fabric", "pytorch")]
+    levels = [log.level for log in logs]
+    for log in logs:
+        log.setLevel(logging.WARNING)
+    try:
+        fabric = Fabric(
+            accelerator=device,
+            devices=devices,
+            strategy=strategy,
+            precision=best_precision(precision, device),  # type: ignore[arg-type]
+        )
+        fabric.launch()
+    except (ValueError, RuntimeError, ImportError) as error:
+        raise WrongUse(
+            f"accelerator={accelerator}, devices={devices}, strategy={strategy}: {error}",
+            'accelerator "auto", devices 1 and strategy "auto" run everywhere',
+        ) from error
+    finally:
+        for log, level in zip(logs, levels, strict=True):
+            log.setLevel(level)
+    return fabric
+
+
+def chosen(accelerator: str) -> str:
+    """The accelerator that "auto" means here: cuda, mps or cpu."""
+    if accelerator != "auto":
+        return accelerator
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def best_precision(precision: str, device: str) -> str:
+    """ "auto": bfloat16 where the device multiplies it faster than float32, else float32.
+
+    Raises WrongUse for another word.
+    """
+    if precision not in PRECISIONS:
+        raise WrongUse(f"precision `{precision}` is not known", f"known: {', '.join(PRECISIONS)}")
+    if precision != "auto":
+        return precision
+    if device in ("cuda", "gpu"):
+        fast = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        fast = device == "cpu" and multiplies_bfloat16()
+    return "bf16-mixed" if fast else "32-true"

@@ -1,0 +1,59 @@
+"""What moves the weights: SGD with momentum, or AdamW; norms and biases do not decay.
+
+*Source:* Sutskever et al. 2013 (Nesterov momentum); Loshchilov & Hutter 2019, "Decoupled weight
+decay regularization" (AdamW); Goyal et al. 2017, section 5.1 (no decay of norms and biases).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import nn
+
+from lighten.errors import WrongUse
+
+Grouped = Callable[[str, nn.Parameter], tuple[float, float]]
+"""(name, parameter) -> (its rate over the rate, its weight decay over the weight decay)."""
+
+MOMENTUM = 0.9
+DECAY = {"sgd": 5e-4, "adamw": 1e-2}
+"""Optimizer -> its usual weight decay."""
+
+
+def grouped(name: str, parameter: nn.Parameter) -> tuple[float, float]:
+    """Weights decay; vectors and scalars (norms, biases, scales) do not."""
+    return 1.0, 1.0 if parameter.ndim > 1 else 0.0
+
+
+def make_optimizer(
+    kind: str,
+    parameters: Iterable[tuple[str, nn.Parameter]],
+    decay: float | None = None,
+    group: Grouped = grouped,
+) -> torch.optim.Optimizer:
+    """The optimizer of these named parameters; each group has a `factor` of the rate.
+
+    Raises WrongUse for an unknown kind and where there is nothing to train.
+    """
+    if kind not in DECAY:
+        raise WrongUse(f"optimizer `{kind}` is not known", f"known: {', '.join(DECAY)}")
+    decay = DECAY[kind] if decay is None else decay
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for name, parameter in parameters:
+        groups.setdefault(group(name, parameter), []).append(parameter)
+    if not groups:
+        raise WrongUse("the student has nothing to train", "requires_grad is off everywhere")
+    options = [
+        {"params": members, "factor": factor, "weight_decay": decay * share, "lr": 0.0}
+        for (factor, share), members in groups.items()
+    ]
+    if kind == "sgd":
+        return torch.optim.SGD(options, lr=0.0, momentum=MOMENTUM, nesterov=True)
+    return torch.optim.AdamW(options, lr=0.0)
+
+
+def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """The rate of the next step, times each group's factor."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate * group["factor"]

@@ -1,0 +1,300 @@
+"""A training step by step: what one step does, when it is judged, what a checkpoint holds."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lighten.errors import BadOutput
+from lighten.event_log import EventLog
+from lighten.feed import Batch, Feed
+from lighten.learn_state import (
+    Checkpoints,
+    join_state,
+    load_optimizer,
+    optimizer_state,
+    split_state,
+)
+from lighten.learning_rate import rate_at
+from lighten.lesson import Lesson, Parts, Seen
+from lighten.moving_average import MovingAverage
+from lighten.optimizers import Grouped, make_optimizer, set_rate
+from lighten.progress import stage
+from lighten.seeds import seed_of
+from lighten.showing import Showing, channels_last, laid_out, lay_out, set_mode, tensors_in
+
+Hook = Callable[[int, int], None]
+"""Called with (steps done, steps in all). One with state_dict and load_state_dict is kept in
+checkpoints."""
+
+ROWS = 200
+"""About how many rows the history of a training has."""
+
+
+@dataclass(eq=False)
+class Training:
+    """A training in progress."""
+
+    fabric: Any
+    student: nn.Module
+    teacher: Callable[[Any], Any] | None
+    lesson: Lesson
+    feed: Feed
+    evaluate: Callable[[nn.Module], float]
+    steps: int
+    every: int
+    rate: float
+    seed: int
+    warm_up: float
+    clip: float | None
+    patience: int | None
+    penalty: Callable[[], Tensor] | None
+    before_step: Sequence[Hook]
+    after_step: Sequence[Hook]
+    save_every: int | None
+    seconds: float
+    step: int = 0
+    first: float = 0.0
+    best: float = 0.0
+    best_step: int = 0
+    waited: int = 0  # evaluations since the best
+    done: bool = False
+    sums: dict[str, float] = field(default_factory=dict)
+    summed: int = 0
+    history: list[dict[str, Any]] = field(default_factory=list)
+    kept: Checkpoints | None = None
+    log: EventLog | None = None
+    average: MovingAverage | None = None
+    columns: bool = False  # channels last in memory
+
+    # -- begin, go on, end ---------------------------------------------------------------------
+    def begin(
+        self, optimizer: str, decay: float | None, group: Grouped, average: float | None,
+        folder: Path | None, request: dict[str, Any],
+    ) -> None:  # fmt: skip
+        """Set up, and load the last state where there is one."""
+        self.saved = time.monotonic()
+        fabric = self.fabric
+        if folder is not None and fabric.is_global_zero:
+            self.kept = Checkpoints(folder, request)
+        self.student.to(fabric.device)
+        if isinstance(self.teacher, nn.Module):
+            self.teacher.to(fabric.device)
+            set_mode(self.teacher, False)
+        self.best_state = copied(self.student)
+        torch.manual_seed(seed_of(self.seed, "step", 0, fabric.global_rank))
+        self.ahead: list[Batch] | None = self.feed.at(0)
+        inputs, _ = self._sent(self.ahead[0])
+        self.columns = channels_last(self.student, inputs)
+        self.showing = Showing(self.student, self.teacher, self.lesson, inputs, fabric.autocast)
+        self.parts: Parts = self.showing.parts(inputs, self.seed).to(fabric.device)
+        named = [
+            *((f"student.{n}", p) for n, p in self.student.named_parameters() if p.requires_grad),
+            *((f"parts.{n}", p) for n, p in self.parts.named_parameters()),
+        ]
+        self.names = {p: n for n, p in named}
+        self.module = fabric.setup_module(self.showing.module)
+        made = make_optimizer(optimizer, named, decay, group)
+        self.optimizer = fabric.setup_optimizers(made)
+        self.average = None if average is None else MovingAverage(self.student, average)
+        last = None if self.kept is None else self.kept.last()
+        last = fabric.broadcast(last) if fabric.world_size > 1 else last
+        if last is None:
+            self.first = self.best = self._value("the state that was given")
+        else:
+            self._load(*last)
+        if self.kept is not None and folder is not None:
+            self.history = self.kept.rows(self.step)
+            self.log = None if self.done else EventLog(folder / "tensorboard", self.step)
+
+    def go(self, name: str) -> None:
+        """All steps that are left; raises BadOutput for a loss that is not finite."""
+        with stage(name, self.steps, "steps") as tick:
+            tick(self.step)
+            while self.step < self.steps and not self.done:
+                for hook in self.before_step:
+                    hook(self.step, self.steps)
+                self._learn()
+                self.step += 1
+                for hook in self.after_step:
+                    hook(self.step, self.steps)
+                if self.average is not None:
+                    self.average.update(self.student, self.step)
+                self._look()
+                tick()
+        if self.kept is not None and not self.done:
+            self.done = True
+            self.kept.save(self.step, {}, self._facts())
+
+    def end(self) -> None:
+        """Put the best state in place, in the usual layout."""
+        if hasattr(self, "best_state"):
+            with torch.no_grad():
+                self.student.load_state_dict(self.best_state)
+            lay_out(self.student, torch.contiguous_format)
+        if hasattr(self, "showing"):
+            self.showing.close()
+        if self.log is not None:
+            self.log.close()
+
+    # -- one step ------------------------------------------------------------------------------
+    def _learn(self) -> None:
+        fabric, step = self.fabric, self.step
+        set_mode(self.module, True)
+        torch.manual_seed(seed_of(self.seed, "step", step, fabric.global_rank))
+        parts = self.ahead if step == 0 and self.ahead is not None else self.feed.at(step)
+        self.ahead = None
+        self.optimizer.zero_grad()
+        set_rate(self.optimizer, rate_at(step, self.steps, self.rate, self.warm_up))
+        sizes = [len(tensors_in(inputs)[0]) for inputs, _ in parts]
+        found: dict[str, float] = {}
+        for i, part in enumerate(parts):
+            inputs, labels = self._sent(part)
+            with fabric.no_backward_sync(self.module, enabled=i + 1 < len(parts)):
+                total, values = self._loss(inputs, labels)
+                fabric.backward(total * (sizes[i] / sum(sizes)))
+            row = torch.stack([total.detach(), *values.values()]).float()
+            row = fabric.all_reduce(row, reduce_op="mean") if fabric.world_size > 1 else row
+            for key, value in zip(("loss", *values), row.tolist(), strict=True):
+                found[key] = found.get(key, 0.0) + value * sizes[i] / sum(sizes)
+        if not all(abs(value) < float("inf") for value in found.values()):
+            self._stop(", ".join(f"{k} {v:.4g}" for k, v in found.items()))
+        if fabric.world_size > 1:
+            for parameter in self.parts.parameters():
+                if parameter.grad is not None:
+                    parameter.grad = fabric.all_reduce(parameter.grad, reduce_op="mean")
+        if self.clip is not None:
+            torch.nn.utils.clip_grad_norm_(list(self.names), self.clip)
+        self.optimizer.step()
+        self.sums = {k: self.sums.get(k, 0.0) + v for k, v in found.items()}
+        self.summed += 1
+
+    def _loss(self, inputs: Any, labels: Tensor | None) -> tuple[Tensor, dict[str, Tensor]]:
+        taught = self.showing.taught(inputs)
+        seen = Seen(**self.module(inputs))
+        total, values = self.parts(seen, taught, labels)
+        return (total if self.penalty is None else total + self.penalty()), values
+
+    def _sent(self, batch: Batch) -> tuple[Any, Tensor | None]:
+        """A batch on the device, images laid out as the weights are."""
+        inputs, labels = self.fabric.to_device(batch)
+        if self.columns:
+            inputs = torch.utils._pytree.tree_map_only(Tensor, laid_out, inputs)
+        return inputs, labels
+
+    # -- what comes of it ----------------------------------------------------------------------
+    def _look(self) -> None:
+        """Log, evaluate, save, where it is time."""
+        judged = self.step % self.every == 0 or self.step == self.steps
+        if judged or self.step % max(1, self.steps // ROWS) == 0:
+            row: dict[str, Any] = {"step": self.step}
+            row |= {k: v / self.summed for k, v in self.sums.items()}
+            row["rate"] = rate_at(self.step - 1, self.steps, self.rate, self.warm_up)
+            self.sums, self.summed = {}, 0
+            if judged:
+                row |= self._judge()
+            self.history.append(row)
+            if self.kept is not None:
+                self.kept.append(row)
+            if self.log is not None:
+                self.log.add(row)
+        stopped = self.patience is not None and self.waited >= self.patience
+        self.done = self.step == self.steps or stopped
+        due = judged or (self.save_every is not None and self.step % self.save_every == 0)
+        if self.kept is not None and (due or time.monotonic() - self.saved > self.seconds):
+            self.kept.sync()
+            self.kept.save(self.step, {} if self.done else self._tensors(), self._facts())
+            self.saved = time.monotonic()
+
+    def _judge(self) -> dict[str, float]:
+        """Evaluate the weights, and their average; keep what is better than all before."""
+        found = {"held_out": self._value("the student")}
+        before = self.best_step
+        self._keep(found["held_out"])
+        if self.average is not None:
+            with self.average.inside(self.student):
+                found["held_out_average"] = self._value("the average of its weights")
+                self._keep(found["held_out_average"])
+        better = self.best_step != before
+        self.waited = 0 if better else self.waited + 1
+        if better and self.kept is not None:
+            self.kept.save_best(self.step, self.best_state)
+        return found
+
+    def _keep(self, value: float) -> None:
+        if value > self.best:
+            self.best, self.best_step, self.best_state = value, self.step, copied(self.student)
+
+    @torch.no_grad()
+    def _value(self, what: str) -> float:
+        set_mode(self.student, False)
+        try:
+            value = float(self.fabric.broadcast(float(self.evaluate(self.student))))
+        except BadOutput as error:
+            self._stop(f"of {what}: {error.message}")
+        if value != value:
+            self._stop(f"the evaluation of {what} is NaN")
+        return value
+
+    def _stop(self, why: str) -> None:
+        raise BadOutput(
+            f"learning broke down at step {self.step} of {self.steps}: {why}",
+            f"a lower rate (it was {self.rate:g}, try {self.rate / 3:.2g}), or clip the gradient;"
+            f" the best state so far, of step {self.best_step}, is kept",
+        )
+
+    # -- checkpoints ---------------------------------------------------------------------------
+    def _tensors(self) -> dict[str, Tensor]:
+        found = {f"student/{k}": v for k, v in self.student.state_dict().items()}
+        found |= {f"parts/{k}": v for k, v in self.parts.state_dict().items()}
+        state = optimizer_state(self.optimizer.optimizer, self.names)
+        found |= {f"optimizer/{k}": v for k, v in state.items()}
+        if self.average is not None:
+            found |= {f"average/{k}": v for k, v in self.average.values.items()}
+        return found | self._hooks()[1]
+
+    def _facts(self) -> dict[str, Any]:
+        return {
+            "step": self.step, "first": self.first, "best": self.best, "best_step": self.best_step,
+            "waited": self.waited, "done": self.done, "sums": self.sums, "summed": self.summed,
+            "hooks": {} if self.done else self._hooks()[0],
+        }  # fmt: skip
+
+    def _stateful(self) -> dict[str, Any]:
+        hooks = [*self.before_step, *self.after_step]
+        return {str(i): hook for i, hook in enumerate(hooks) if hasattr(hook, "state_dict")}
+
+    def _hooks(self) -> tuple[Any, dict[str, Tensor]]:
+        return split_state({k: h.state_dict() for k, h in self._stateful().items()}, "hooks")
+
+    def _load(self, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
+        for key in ("step", "first", "best", "best_step", "waited", "done", "sums", "summed"):
+            setattr(self, key, facts[key])
+        if self.best_step and self.kept is not None:
+            self.best_state = self.kept.best(self.best_step)
+        self.best_state = self.fabric.broadcast(self.best_state)
+        if self.done:
+            return
+        parts: dict[str, dict[str, Tensor]] = {}
+        for key, tensor in tensors.items():
+            kind, _, rest = key.partition("/")
+            parts.setdefault(kind, {})[rest] = tensor
+        self.student.load_state_dict(parts["student"])
+        self.parts.load_state_dict(parts.get("parts", {}))
+        load_optimizer(self.optimizer.optimizer, self.names, parts.get("optimizer", {}))
+        if self.average is not None:
+            self.average.load(parts["average"])
+        states = join_state(facts["hooks"], tensors)
+        for key, hook in self._stateful().items():
+            hook.load_state_dict(states[key])
+
+
+def copied(module: nn.Module) -> dict[str, Tensor]:
+    """The state of a module, on the CPU, memory of its own."""
+    return {k: v.detach().cpu().clone() for k, v in module.state_dict().items()}
