@@ -1,4 +1,4 @@
-"""Write the generated pages of docs/reference: the command line, and the table of formats.
+"""Write what is generated of the docs: the command line, the tables of formats and of losses.
 
     python scripts/reference.py [--check]
 
@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import inspect
 import re
 import sys
@@ -18,9 +19,10 @@ from typing import Any, get_args, get_type_hints
 import typer
 
 from lighten.cli import app
-from lighten.registry import formats
+from lighten.registry import formats, losses
 
 REFERENCE = Path(__file__).resolve().parent.parent / "docs" / "reference"
+LOSSES = REFERENCE.parent / "concepts" / "losses.md"
 _ROW = 4096
 _INT = re.compile(r"int(\d)_(g\d+|channel)(_sym)?")
 
@@ -116,15 +118,39 @@ def format_tables() -> str:
     return "\n".join(lines)
 
 
+def loss_table() -> str:
+    """Loss -> what it is, its options with their defaults, what it needs, its source."""
+    lines = [
+        "| Loss | | Options | Needs | Least at equality | Source |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, kind in sorted(losses.items()):
+        loss = kind()
+        options = [f"`{f.name}={f.default:g}`" if isinstance(f.default, float)
+                   else f"`{f.name}={f.default}`" for f in dataclasses.fields(kind)]  # fmt: skip
+        needs = [*(["a teacher"] if loss.taught else []), *sorted(loss.needs)]
+        least = "not known" if loss.floor is None else f"{loss.floor:g}"
+        about = (inspect.getdoc(kind) or "").partition("\n")[0].rstrip(".")
+        cells = [f"`{name}`", about, " ".join(options), ", ".join(needs), least, loss.source]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _filled(page: Path, mark: str, table: str) -> str:
+    """A page with a table between its two marks."""
+    before, _, rest = page.read_text(encoding="utf-8").partition(f"<!-- {mark}:begin -->")
+    _, _, after = rest.partition(f"<!-- {mark}:end -->")
+    return f"{before}<!-- {mark}:begin -->\n{table}\n<!-- {mark}:end -->{after}"
+
+
 def pages() -> dict[Path, str]:
     """Path -> what it should hold."""
     supported = REFERENCE / "file-formats-supported.md"
-    text = supported.read_text(encoding="utf-8")
-    begin, end = "<!-- formats:begin -->", "<!-- formats:end -->"
-    before, _, rest = text.partition(begin)
-    _, _, after = rest.partition(end)
-    filled = f"{before}{begin}\n{format_tables()}\n{end}{after}"
-    return {REFERENCE / "cli.md": command_line(), supported: filled}
+    return {
+        REFERENCE / "cli.md": command_line(),
+        supported: _filled(supported, "formats", format_tables()),
+        LOSSES: _filled(LOSSES, "losses", loss_table()),
+    }
 
 
 def main() -> int:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -211,7 +213,7 @@ def test_logits_are_the_divergence_at_a_temperature() -> None:
 
 
 def test_decoupled_parts_add_up_to_the_divergence() -> None:
-    """Zhao et al. 2022, equation 7: KD = TCKD + (1 - p of the label) NCKD."""
+    """Zhao et al. 2022, section 3: KD = TCKD + (1 - p of the label) NCKD."""
     s, t, label = draw(1, 5), draw(1, 5, seed=1), torch.tensor([3])
     rest = 1 - float(t.softmax(1)[0, 3])
     text = f"decoupled:temperature=1:beta={rest:.9f}"
@@ -346,3 +348,27 @@ def test_blocks_count_alike_whatever_their_size() -> None:
     teacher = Seen(draw(3, 5), {"a": x, "b": 100 * x})
     student = Seen(draw(3, 5), {"a": 0 * x, "b": 100 * x})
     assert alone("blocks", student, teacher) == pytest.approx(0.5)
+
+
+# the page
+
+
+def test_the_pages_examples_run(repo_root: Path) -> None:
+    text = (repo_root / "docs/concepts/losses.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    assert len(blocks) == 2
+    for block in blocks:
+        names: dict[str, object] = {}
+        exec(compile(block, "losses.md", "exec"), names)  # noqa: S102
+        total = names["total"]
+        assert isinstance(total, Tensor)
+        assert float(total.detach()) > 0
+
+
+def test_every_lesson_on_the_page_can_be_parsed(repo_root: Path) -> None:
+    text = (repo_root / "docs/concepts/losses.md").read_text(encoding="utf-8")
+    prose = text.partition("## Which one to take")[2].partition("## The formulas")[0]
+    written = re.findall(r"`([a-z_]+(?:[:,][^`]*)?)`", prose)
+    assert len(written) > 8
+    for lesson in (*written, *re.findall(r"^    ([a-z_]+.*)$", text, re.MULTILINE)[:3]):
+        assert Lesson.parse(lesson).terms

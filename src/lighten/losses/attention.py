@@ -1,7 +1,7 @@
 """Where the networks look: attention maps of transformers, attention transfer of CNNs.
 
 *Source:* Jiao et al. 2019, "TinyBERT", equation 7 (maps, squared error); Wang et al. 2020,
-"MiniLM", equation 1 (maps, KL); Zagoruyko and Komodakis 2017, "Paying more attention to
+"MiniLM", section 3 (maps, KL); Zagoruyko and Komodakis 2017, "Paying more attention to
 attention", equation 2 (transfer).
 """
 

@@ -1,6 +1,6 @@
 """Blocks: the output of every named block, against what the teacher's block gives.
 
-*Source:* Li et al. 2021, "BRECQ", equation 10, without the Fisher weights; relative to the
+*Source:* Li et al. 2021, "BRECQ", section 3, without the Fisher weights; relative to the
 teacher's square, so that all blocks count alike.
 """
 

@@ -1,6 +1,6 @@
 """Relations: distances and angles between the examples of a batch, whatever the widths.
 
-*Source:* Park et al. 2019, "Relational knowledge distillation", equations 6 to 9.
+*Source:* Park et al. 2019, "Relational knowledge distillation", section 3.2.
 """
 
 from __future__ import annotations

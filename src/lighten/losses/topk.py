@@ -1,7 +1,7 @@
 """The teacher's k likeliest classes, all others as one bucket: for large vocabularies.
 
 *Source:* the bucket makes it the KL divergence of a coarser distribution, so it is never more than
-that of all classes (data processing inequality; Cover and Thomas 2006, section 2.8).
+that of all classes (log sum inequality; Cover and Thomas 2006, section 2.7).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class TopK:
     """
 
     k: int = 64
-    source: ClassVar[str] = "Cover and Thomas 2006 (data processing)"
+    source: ClassVar[str] = "Cover and Thomas 2006 (log sum inequality)"
     needs: ClassVar[frozenset[str]] = frozenset()
     floor: ClassVar[float | None] = 0.0
     taught: ClassVar[bool] = True
