@@ -85,17 +85,17 @@ def samples(
 def _gather(data: Any, most: int | None, seed: int) -> tuple[Tensor, Tensor | None]:
     """Up to `most` inputs and their labels, in memory; sized data is drawn from as a whole."""
     if hasattr(data, "tensor") and hasattr(data, "labels"):  # lighten.images.Images
-        index = _draw(len(data), most, seed)
+        index = draw(len(data), most, seed)
         return data.tensor(index), data.labels(index)
     if isinstance(data, tuple) and len(data) == 2 and not isinstance(data[0], tuple):
         x, y = torch.as_tensor(data[0]), torch.as_tensor(data[1])
         if len(x) != len(y):
             raise BadInput(f"{len(x)} inputs and {len(y)} labels", "give as many of both")
-        index = _draw(len(x), most, seed)
+        index = draw(len(x), most, seed)
         return x[index], y[index]
     if isinstance(data, Tensor) or hasattr(data, "__array__"):
         x = torch.as_tensor(data)
-        return x[_draw(len(x), most, seed)], None
+        return x[draw(len(x), most, seed)], None
     if not isinstance(data, Iterable):
         raise WrongUse(
             f"a {type(data).__name__} is no data",
@@ -107,13 +107,10 @@ def _gather(data: Any, most: int | None, seed: int) -> tuple[Tensor, Tensor | No
 def _collect(batches: Iterable[Any], most: int | None) -> tuple[Tensor, Tensor | None]:
     xs, ys, count = [], [], 0
     for batch in batches:
-        x, y = batch if isinstance(batch, tuple | list) and len(batch) == 2 else (batch, None)
-        x = x[0] if isinstance(x, tuple | list) else x
-        if not isinstance(x, Tensor):
-            raise BadInput(f"a batch is a {type(x).__name__}", "batches must be tensors")
-        xs.append(x.cpu())
-        if isinstance(y, Tensor) and y.dim() == 1 and len(y) == len(x):
-            ys.append(y.cpu())
+        x, y = batch_of(batch)
+        xs.append(x)
+        if y is not None:
+            ys.append(y)
         count += len(x)
         if most is not None and count >= most:
             break
@@ -123,7 +120,18 @@ def _collect(batches: Iterable[Any], most: int | None) -> tuple[Tensor, Tensor |
     return torch.cat(xs)[:most], labels
 
 
-def _draw(count: int, most: int | None, seed: int) -> Tensor:
+def batch_of(item: Any) -> tuple[Tensor, Tensor | None]:
+    """Inputs and labels of a batch, on the CPU; raises BadInput where it has no tensor."""
+    x, y = item if isinstance(item, tuple | list) and len(item) == 2 else (item, None)
+    x = x[0] if isinstance(x, tuple | list) else x
+    if not isinstance(x, Tensor):
+        raise BadInput(f"a batch is a {type(x).__name__}", "batches must be tensors")
+    if isinstance(y, Tensor) and y.dim() == 1 and len(y) == len(x):
+        return x.cpu(), y.cpu()
+    return x.cpu(), None
+
+
+def draw(count: int, most: int | None, seed: int) -> Tensor:
     """Indices of up to `most` of `count` examples; seed 0 keeps the order."""
     if seed == 0:
         return torch.arange(count if most is None else min(count, most))

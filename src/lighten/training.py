@@ -91,7 +91,10 @@ class Training:
         torch.manual_seed(seed_of(self.seed, "step", 0, fabric.global_rank))
         self.ahead: list[Batch] | None = self.feed.at(0)
         inputs, _ = self._sent(self.ahead[0])
-        self.columns = channels_last(self.student, inputs)
+        networks = [m for m in (self.student, self.teacher) if isinstance(m, nn.Module)]
+        self.columns = all(channels_last(module, inputs) for module in networks)
+        if not self.columns:
+            self._lay_back()
         self.showing = Showing(self.student, self.teacher, self.lesson, inputs, fabric.autocast)
         self.parts: Parts = self.showing.parts(inputs, self.seed).to(fabric.device)
         named = [
@@ -137,11 +140,16 @@ class Training:
         if hasattr(self, "best_state"):
             with torch.no_grad():
                 self.student.load_state_dict(self.best_state)
-            lay_out(self.student, torch.contiguous_format)
+            self._lay_back()
         if hasattr(self, "showing"):
             self.showing.close()
         if self.log is not None:
             self.log.close()
+
+    def _lay_back(self) -> None:
+        for module in (self.student, self.teacher):
+            if isinstance(module, nn.Module):
+                lay_out(module, torch.contiguous_format)
 
     # -- one step ------------------------------------------------------------------------------
     def _learn(self) -> None:

@@ -1,0 +1,156 @@
+"""Recovery: a compressed network learns from the one that it was made of.
+
+found = recover(small, network, training_data(images), length="10epochs")
+found.network, found.metrics["best"]
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from lighten.errors import BadInput, WrongUse
+from lighten.graph_norms import has_norms, learning_norms
+from lighten.learn import Learned, learn
+from lighten.length import Length
+from lighten.lesson import Lesson
+from lighten.network import Network
+from lighten.network_quality import measure_network, outputs
+from lighten.progress import note
+from lighten.registry import transforms
+from lighten.samples import Samples
+from lighten.training_data import TrainingData, of_samples
+from lighten.weight_masks import WeightMasks
+
+BATCH = 128
+FEWEST = 8
+"""Examples in a batch that statistics of a batch norm can be taken from at least."""
+
+RATE = {"sgd": 0.05, "adamw": 1e-3}
+"""Optimizer -> the rate where none is given."""
+
+CLIP = 5.0
+
+
+@dataclass(frozen=True, eq=False)
+class Recovered:
+    """network: as it was best on data held out. metrics: {"length", "learn_from", "rate", "steps",
+    "best_step", "examples", "held_out", "measure", "before", "after", "minutes"}: before and after
+    are accuracy, or minus the mean KL divergence from the teacher in nats (`measure` says which), on
+    the held-out part of the training data."""
+
+    network: Network
+    metrics: dict[str, Any]
+    learned: Learned
+
+
+def recover(
+    network: Network,
+    teacher: Network,
+    data: TrainingData | Samples,
+    *,
+    length: str | Length = "10epochs",
+    learn_from: str | Lesson = "logits:1",
+    rate: float | None = None,
+    batch: int = BATCH,
+    optimizer: str = "sgd",
+    masks: Mapping[str, Tensor] | None = None,
+    patience: int | None = None,
+    average: float | None = None,
+    clip: float | None = CLIP,
+    accumulate: int = 1,
+    precision: str = "auto",
+    accelerator: str = "auto",
+    devices: int | str = 1,
+    strategy: Any = "auto",
+    folder: Path | None = None,
+    seed: int = 0,
+) -> Recovered:
+    """Let a network learn to do what its teacher does; it never comes back worse on held-out data.
+
+    Norms over the batch see batches and learn their statistics, as when a network is trained.
+    data: without labels the best state is that of least KL divergence, with labels that of highest
+    accuracy. masks: weight -> bool, of its shape, True where it stays: what is False stays zero.
+    For all else see lighten.learn.learn. `network` is not changed. Raises UserError.
+    """
+    lesson = Lesson.parse(learn_from) if isinstance(learn_from, str) else learn_from
+    data = of_samples(data) if isinstance(data, Samples) else data
+    if "labels" in lesson.needs and data.course.labels is None:
+        raise WrongUse(
+            f"the lesson `{lesson}` needs labels, the data has none", "learn from logits"
+        )
+    batch = min(batch, data.course.count)
+    student = network.with_module(copy.deepcopy(network.module))
+    module = student.module
+    if batch // accumulate < FEWEST and has_norms(module):
+        raise BadInput(
+            f"a batch of {batch // accumulate} examples is too small: the network has batch norms",
+            f"at least {FEWEST} in each part of a batch: more data, or a larger batch",
+        )
+    value = RATE.get(optimizer, 0.0) if rate is None else rate
+    trained = [p for p in module.parameters() if p.is_floating_point()]
+    for parameter in trained:
+        parameter.requires_grad_(True)
+    held = [] if not masks else [WeightMasks(module, masks)]
+    evaluate = Judge(teacher, data)
+    with learning_norms(module):
+        learned = learn(
+            module, teaching(teacher, lesson).module, lesson, data.course, length=length,
+            rate=value, batch=batch, evaluate=evaluate, folder=folder, seed=seed,
+            optimizer=optimizer, patience=patience, average=average, clip=clip,
+            accumulate=accumulate, precision=precision, accelerator=accelerator, devices=devices,
+            strategy=strategy, after_step=held, name="recover",
+        )  # fmt: skip
+    for parameter in trained:
+        parameter.requires_grad_(False)
+        parameter.grad = None
+    if learned.best_step == 0:
+        note("recovery found nothing better on held-out data: the network stays as it was")
+    metrics = {
+        "length": str(Length.parse(length)), "learn_from": str(lesson), "rate": value,
+        "steps": learned.steps, "best_step": learned.best_step, "examples": data.course.count,
+        "held_out": len(data.held_out), "measure": evaluate.measure, "before": learned.first,
+        "after": learned.best, "minutes": round(learned.seconds / 60, 2),
+    }  # fmt: skip
+    return Recovered(student, metrics, learned)
+
+
+class Judge:
+    """How good a student is on data held out: accuracy with labels, else minus the mean KL
+    divergence from the teacher, or where outputs are no logits minus the relative error."""
+
+    def __init__(self, teacher: Network, data: TrainingData) -> None:
+        self.data = data
+        self.reference = outputs(teacher, data.held_out, BATCH)
+        classes = self.reference.flatten(1).shape[1]
+        self.measure = "accuracy" if data.labels is not None else "mean_kld"
+        if self.reference.ndim != 2 or classes < 2:
+            self.measure = "relative_error"
+
+    def __call__(self, module: nn.Module) -> float:
+        device = next(module.parameters()).device
+        network = Network(module, (self.data.held_out[:1].to(device),))
+        found = measure_network(
+            network, self.data.held_out,
+            self.data.labels if self.measure == "accuracy" else None,
+            reference=self.reference, size=BATCH, resamples=1,
+        ).as_dict()  # fmt: skip
+        value: Any = found[self.measure]
+        number = float(value["value"])
+        return number if self.measure == "accuracy" else -number
+
+
+def teaching(teacher: Network, lesson: Lesson) -> Network:
+    """The teacher, its batch norms folded where only its outputs are looked at."""
+    if lesson.needs & {"hidden", "attention"}:
+        return teacher
+    try:
+        folded: Network = transforms["fold_batchnorm"](teacher)
+    except BadInput as error:
+        note(f"the teacher runs as it is, its batch norms cannot be folded: {error.message}")
+        return teacher
+    return folded
