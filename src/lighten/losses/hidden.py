@@ -1,7 +1,7 @@
 """Hidden features: directions at places inside the two networks.
 
-*Source:* Romero et al. 2014, "FitNets: hints for thin deep nets", equation 3, on features at length 1,
-so that places count alike.
+*Source:* Romero et al. 2014, "FitNets: hints for thin deep nets", equation 3, here on
+features at length 1, so that places count alike.
 """
 
 from __future__ import annotations
