@@ -181,6 +181,7 @@ def prune(
     steps: int = 1,
     multiple: int = 1,
     compensate: bool = True,
+    batch_norms: bool = True,
     count: int = SAMPLES["examples"],
 ) -> Pruned:
     """Remove channels and heads until `budget` ("0.5 macs", "2M params") is met.
@@ -194,7 +195,7 @@ def prune(
     return prune_network(
         network, None if data is None else calibration(data, network, count), budget=budget,
         criterion=criterion, per_axis=per_axis, steps=steps, multiple=multiple,
-        compensate=compensate,
+        compensate=compensate, batch_norms=batch_norms,
     )  # fmt: skip
 
 

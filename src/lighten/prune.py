@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from lighten import network_cost, saved
+from lighten.batchnorms import Norms, better_norms
 from lighten.compensate import compensate as make_up
 from lighten.coupling import Couplings, couple
 from lighten.curves import curves
@@ -25,7 +26,7 @@ from lighten.gradients import gradients, with_gradients
 from lighten.importance import all_scores, scales
 from lighten.moments import hessians
 from lighten.network import Network
-from lighten.progress import stage
+from lighten.progress import note, stage
 from lighten.registry import criteria
 from lighten.structure import Narrowed, free, narrow
 from lighten.types import Axis, Budget
@@ -66,6 +67,7 @@ def prune_network(
     steps: int = 1,
     multiple: int = 1,
     compensate: bool = True,
+    batch_norms: bool = True,
 ) -> Pruned:
     """Remove channels until the budget ("0.5 macs", "2M params") is met.
 
@@ -73,7 +75,8 @@ def prune_network(
     alone, without compensation. criterion: "group_obs", or a name of `lighten list criteria`, whose
     scores are summed over each unit. per_axis: the same share of every axis. steps: scores are
     taken again that many times on the way. compensate: readers are solved again by least squares.
-    Raises UserError.
+    batch_norms: their statistics are taken again where that helps on a part of the data that is
+    held out for it; what was decided is in the result's notes. Raises UserError.
     """
     limit = Budget.parse(budget)
     if limit.unit not in ("macs", "params"):
@@ -91,6 +94,7 @@ def prune_network(
         )  # fmt: skip
     couplings = couple(network)
     sizes = network_cost.sizes(network)
+    norms = Norms(network)
     whole = float(sizes["macs" if limit.unit == "macs" else "parameters"])
     room, small = limit.amount(whole), network
     ranking: dict[str, Curve] = {}
@@ -111,6 +115,13 @@ def prune_network(
         if compensate and data is not None and kept:
             with stage("compensate", len(network.layers), "weights") as tick:
                 small = make_up(network, small, couplings, kept, data, tick=tick)
+        if batch_norms and data is not None and kept:
+            with stage("batch norms"):
+                norms = better_norms(network, small, data)
+            small = norms.network
+    if norms.said:
+        note(norms.said)
+        small = replace(small, notes=(*small.notes, norms.said))
     return Pruned(small, couplings, kept, found.cost)
 
 
