@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from lighten.errors import WrongUse
 from lighten.registry import criteria
-from lighten.schedules import Clock, Optimizers, Schedule, same_request
+from lighten.schedules import Clock, Optimizers, Schedule, put_back, same_request
 from lighten.sparse import Above, OfEach, Share, Sparse, nearest, pattern_of
 from lighten.types import Compressed, Spec, Stats
 from lighten.weight_masks import WeightMasks, chosen
@@ -91,6 +91,11 @@ class GradualPruning:
         return self.held.masks
 
     @property
+    def done(self) -> bool:
+        """Whether the last update was made: no state before that is as sparse as was asked."""
+        return self.clock.done == self.clock.schedule.updates
+
+    @property
     def share(self) -> float:
         """The share of weights that is gone."""
         sizes = [(m.numel(), int(m.count_nonzero())) for m in self.masks.values()]
@@ -116,9 +121,11 @@ class GradualPruning:
         self.step(step)
 
     def finish(self) -> nn.Module:
-        """The module, its masked weights zero; raises WrongUse before the last update."""
+        """The module, with zeros; raises WrongUse before the last update, and where masked weights
+        are not zero (an earlier state was put back)."""
         self.clock.finished()
-        self.held.step()
+        for name, weight in self.held.weights.items():
+            put_back(name, weight.detach()[~self.masks[name].to(weight.device)])
         self.gone, self.seen = {}, {}
         return self.module
 

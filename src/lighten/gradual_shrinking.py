@@ -31,7 +31,7 @@ from lighten.errors import ImpossibleBudget, WrongUse
 from lighten.masked import Zeroed, stored, zero_, zeroed
 from lighten.network import Network
 from lighten.prune import GROUP_OBS, Pruned, check_criterion, rank
-from lighten.schedules import Clock, Optimizers, Schedule, same_request
+from lighten.schedules import Clock, Optimizers, Schedule, put_back, same_request
 from lighten.shrink import shrink
 from lighten.structure import free, narrow
 from lighten.types import Budget
@@ -99,6 +99,11 @@ class GradualShrinking:
         self.clock = Clock(Schedule(1 - self.room / self.whole, start, end, every, schedule))
 
     @property
+    def done(self) -> bool:
+        """Whether the last update was made: no state before that is as small as was asked."""
+        return self.clock.done == self.clock.schedule.updates
+
+    @property
     def widths(self) -> dict[str, int]:
         """Axis -> units that are left, of every axis that can shrink."""
         return {a.name: len(self.keep.get(a.name, range(a.width))) for a in self.axes}
@@ -126,9 +131,15 @@ class GradualShrinking:
     @torch.no_grad()
     def finish(self) -> Pruned:
         """A smaller copy of the module, checked to equal the masked one; in evaluation mode, its
-        parameters frozen. Raises WrongUse before the last update."""
+        parameters frozen. Raises WrongUse before the last update, and where what is masked is not
+        zero (an earlier state was put back)."""
         self.clock.finished()
-        self._mask(None)
+        own = dict(self.module.named_parameters())
+        for name, dims in self.where.items():
+            for dim, gone in dims.items():
+                if name in own:
+                    put_back(name, own[name].index_select(dim, gone.to(own[name].device)))
+        self._mask(None)  # running statistics, which move between steps
         self._look()
         small = shrink(self.copy, self.couplings, self.keep) if self.keep else self.copy
         return Pruned(small, self.couplings, dict(self.keep), self.spent.actual(small))

@@ -35,6 +35,7 @@ from lighten.types import Axis
 class GroupLasso:
     """Calling it gives the penalty, a scalar; `step` takes its proximal step instead.
 
+    proximal: False where the penalty is part of the loss, then `step` only lets λ grow.
     strength: λ. growth: added to λ every `every` steps, up to `most`. contrast: α. staying: axis ->
     units that stay, of those axes only the others are pressed, all alike, and other axes not at
     all. Raises WrongUse where there is nothing to press.
@@ -50,6 +51,7 @@ class GroupLasso:
         every: int = 1,
         most: float = math.inf,
         contrast: float = 4.0,
+        proximal: bool = True,
         staying: Keep | None = None,
     ) -> None:
         if not (strength >= 0 and growth >= 0 and strength + growth > 0 and contrast >= 0):
@@ -63,7 +65,7 @@ class GroupLasso:
             couplings.check(staying)
         self.couplings, self.staying = couplings, staying
         self.strength, self.growth, self.every, self.most = strength, growth, every, most
-        self.contrast, self.last = contrast, 0
+        self.contrast, self.by_step, self.last = contrast, proximal, 0
         self.tensors = dict(module.named_parameters())
         self.axes = [a for a in couplings.free if staying is None or a.name in staying]
         if not self.axes:
@@ -88,7 +90,7 @@ class GroupLasso:
         for axis in self.axes:
             square, size = self._squares(axis)
             norm = torch.where(square > 0, square, 1.0).sqrt() * (square > 0)
-            total = total + (self._press(axis, norm.detach(), size) * norm).sum()
+            total = total + (self._pressure(axis, norm.detach(), size) * norm).sum()
         return self.weight * total
 
     @torch.no_grad()
@@ -101,17 +103,17 @@ class GroupLasso:
         if step < self.last:
             raise WrongUse(f"step {step} comes after step {self.last}", "count over all epochs")
         fresh, self.last = step > self.last, step
-        if optimizer is not None and fresh:
+        if self.by_step and optimizer is not None and fresh:
             given = optimizer if isinstance(optimizer, Iterable) else (optimizer,)
-            self.proximal(max(float(g["lr"]) for o in given for g in o.param_groups))
+            self.press(max(float(g["lr"]) for o in given for g in o.param_groups))
 
     @torch.no_grad()
-    def proximal(self, rate: float) -> None:
+    def press(self, rate: float) -> None:
         """One proximal step of a learning rate."""
         for axis in self.axes:
             square, size = self._squares(axis)
             norm = square.sqrt()
-            press = rate * self.weight * self._press(axis, norm, size)
+            press = rate * self.weight * self._pressure(axis, norm, size)
             left = (1 - press / norm.clamp(min=1e-30)).clamp(min=0)
             for m in axis.members:
                 weight = self.tensors.get(m.parameter)
@@ -157,7 +159,7 @@ class GroupLasso:
             raise WrongUse(f"axis `{axis.name}` has no parameter that trains")
         return total, size
 
-    def _press(self, axis: Axis, norm: Tensor, size: int) -> Tensor:
+    def _pressure(self, axis: Axis, norm: Tensor, size: int) -> Tensor:
         """(width,) γ √size of each unit."""
         if self.staying is not None:
             press = torch.ones_like(norm)
@@ -170,7 +172,7 @@ class GroupLasso:
     def _request(self) -> dict[str, Any]:
         return {
             "strength": self.strength, "growth": self.growth, "every": self.every,
-            "most": self.most, "contrast": self.contrast,
+            "most": self.most, "contrast": self.contrast, "proximal": self.by_step,
         }  # fmt: skip
 
     def state_dict(self) -> dict[str, Any]:

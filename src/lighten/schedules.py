@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
+from torch import Tensor
 
 from lighten.errors import UnknownName, WrongUse
 
@@ -157,6 +158,15 @@ class Clock:
                 f"training stopped at step {self.step}, pruning ends at step {self.schedule.end}",
                 f"step({self.schedule.end}) prunes the rest at once; or set an earlier end",
             )
+
+
+def put_back(name: str, masked: Tensor) -> None:
+    """Raise WrongUse where what is masked of a weight is not zero."""
+    if bool(masked.any()):
+        raise WrongUse(
+            f"`{name}` is not zero where it is masked: it was changed after the last step",
+            "call step after every optimizer step, and keep no state from before `done`",
+        )
 
 
 def same_request(kind: str, saved: Mapping[str, Any], own: Mapping[str, Any]) -> None:

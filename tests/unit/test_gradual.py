@@ -240,6 +240,17 @@ def test_other_mistakes_are_told() -> None:
         pruning.finish()
 
 
+def test_an_earlier_state_put_back_is_noticed() -> None:
+    module = net()
+    before = {k: v.clone() for k, v in module.state_dict().items()}
+    pruning = GradualPruning(module, "0.5", end=4)
+    train(module, sgd(module), range(1, 6), pruning)
+    assert pruning.done
+    module.load_state_dict(before)
+    with pytest.raises(WrongUse, match="not zero where it is masked"):
+        pruning.finish()
+
+
 def test_masks_of_zeros_hold() -> None:
     module = net()
     with torch.no_grad():

@@ -177,6 +177,10 @@ def test_other_mistakes_are_told() -> None:
         shrinking.step(4)
     with pytest.raises(WrongUse, match="stopped at step 5"):
         shrinking.finish()
+    shrinking.step(10)
+    shrinking.module.load_state_dict(fresh().state_dict())
+    with pytest.raises(WrongUse, match="not zero where it is masked"):
+        shrinking.finish()
 
 
 # -- group lasso
@@ -225,7 +229,7 @@ def test_the_proximal_step_minimises_what_it_should() -> None:
         return torch.cat([a.weight, a.bias[:, None], b.weight.T], 1).detach().clone()
 
     w = groups()
-    lasso.proximal(0.5)
+    lasso.press(0.5)
     v, press = groups(), 0.5 * 0.3 * 8**0.5
 
     def objective(x: Tensor) -> Tensor:
@@ -262,7 +266,7 @@ def test_only_what_is_to_go_is_pressed_and_more_and_more() -> None:
     for n in range(1, 121):
         lasso.step(n)
         weights.append(lasso.weight)
-        lasso.proximal(0.02)
+        lasso.press(0.02)
     assert weights[3:5] == [0.0, 0.01]
     assert max(weights) == 0.2
     assert lasso.keep()[axis.name].tolist() == keep[axis.name].tolist()
