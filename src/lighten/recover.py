@@ -6,6 +6,7 @@ found.network, found.metrics["best"]
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,8 +41,8 @@ CLIP = 5.0
 class Recovered:
     """network: as it was best on data held out. metrics: {"length", "learn_from", "rate", "steps",
     "best_step", "examples", "held_out", "measure", "before", "after", "minutes"}: before and after
-    are accuracy, or minus the mean KL divergence from the teacher in nats (`measure` says which), on
-    the held-out part of the training data."""
+    are accuracy, or minus the mean KL divergence from the teacher in nats (`measure` says which),
+    on the held-out part of the training data."""
 
     network: Network
     metrics: dict[str, Any]
