@@ -7,7 +7,7 @@ same from here: state-dict names, and tensors as the transformers module holds t
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from lighten import checkpoint, layers
 from lighten.errors import BadInput, WrongUse
 from lighten.gguf_file import GgufFile
-from lighten.tensors import LazyTensor
+from lighten.tensors import LazyTensor, held
 from lighten.types import Layer
 
 
@@ -27,7 +27,8 @@ class Model:
     """A model on disk. source: as the user wrote it. path: the folder or file.
 
     family: its key in `registry.families`, None where lighten knows no names abroad. gguf: the
-    header of a GGUF file. notes: what the user should know about how it was opened.
+    header of a GGUF file. notes: what the user should know about how it was opened. changed: the
+    tensors that `with_vectors` put in the place of those on disk.
     """
 
     source: str
@@ -38,6 +39,7 @@ class Model:
     gguf: GgufFile | None = None
     trust_remote_code: bool = False
     _stored: Mapping[str, LazyTensor] = field(default_factory=dict, repr=False)
+    changed: frozenset[str] = frozenset()
 
     @cached_property
     def _matched(self) -> checkpoint.Matched:
@@ -74,6 +76,15 @@ class Model:
         known = {layer.name for layer in self.layers}
         named = self._plan.named_parameters()
         return tuple(name for name, p in named if p.ndim > 1 and name not in known)
+
+    def with_vectors(self, vectors: Mapping[str, Tensor]) -> Model:
+        """The same model with other norms or biases, held in memory: name -> (width,)."""
+        tensors = dict(self.tensors)
+        for name, v in vectors.items():
+            tensors[name] = held(v.cpu(), tensors[name])
+        new = replace(self, changed=self.changed | vectors.keys())
+        new.__dict__["_matched"] = replace(self._matched, tensors=tensors)
+        return new
 
     def skeleton(self) -> nn.Module:
         """A new AutoModelForCausalLM on the meta device, eval, float32."""

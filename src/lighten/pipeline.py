@@ -1,7 +1,8 @@
 """compress(): the whole story. Every stage is stored in the run directory, and so resumes.
 
 open -> sensitivity and candidates -> allocate -> solve -> measure against the uniform baseline ->
-export -> read back -> open in the real runtime -> metrics
+learn scales and norms back, if asked to -> export -> read back -> open in the real runtime ->
+metrics
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +20,17 @@ from torch import Tensor
 from lighten import allocate as knapsack
 from lighten.calibrate import Stream
 from lighten.candidates import candidates
+from lighten.choose_plan import best_of, smallest
 from lighten.data import Corpus, load_text, windows
-from lighten.errors import BadOutput, WrongUse
+from lighten.errors import WrongUse
 from lighten.measure import fits_context
 from lighten.model import Model, open_model
 from lighten.preflight import preflight
 from lighten.progress import note, stage
 from lighten.quality import Reference, measure_weights
+from lighten.recover_language import Made, lessons, take, wish
+from lighten.recover_language import made as made_by
+from lighten.recover_language import recover as recover_language
 from lighten.registry import exporters, formats
 from lighten.results import results
 from lighten.run import Run, default_folder
@@ -73,6 +79,8 @@ def compress(
     data: str | Path | None = None,
     export: str = "gguf",
     out: str | Path | None = None,
+    recover: str | None = None,
+    learn_from: str | None = None,
     samples: int = 64,
     length: int = 512,
     seed: int = 0,
@@ -81,7 +89,9 @@ def compress(
 
     max_kld: instead of a budget, the most nats per token that may be lost; the smallest model
     found that keeps it. data: text to calibrate on (lighten.data.load_text). samples windows of
-    `length` tokens are used, and the next 16 to measure on. Calling again resumes. Raises
+    `length` tokens are used, and the next 16 to measure on. recover: "500steps" or "1epochs" of
+    learning scales, mins and norms from the model as it came, on the text behind those; learn_from:
+    a lesson, "logits:1" where none is given (see lighten.lesson). Calling again resumes. Raises
     UserError for what a person can mend.
     """
     if (budget is None) == (max_kld is None):
@@ -101,25 +111,30 @@ def compress(
             f"what can hold it: {', '.join(others) or 'nothing that lighten writes'}",
         )
     fits_context(opened, length)
-    wish = {"budget": "".join(budget.split()) if budget else None, "max_kld": max_kld}
-    wanted = {"model": opened.digest, "data": corpus.digest, **wish}
+    teach = wish(recover, learn_from)
+    limits = {"budget": "".join(budget.split()) if budget else None, "max_kld": max_kld}
+    wanted = {"model": opened.digest, "data": corpus.digest, **limits}
     source = str(opened.path.absolute()) if Path(model).expanduser().exists() else str(model)
-    settings = {"export": export, "samples": samples, "length": length, "seed": seed}
+    settings = {"export": export, "samples": samples, "length": length, "seed": seed, **teach}
     preflight(folder, disk=3 * opened.nbytes, memory=_memory_needed(opened, samples * length))
     with Run.open(folder, wanted | settings | {"source": source}) as run:
         job = _job(run, opened, corpus, exporter, samples, length, seed)
-        found = _candidates(job)
+        found, fixed = _candidates(job), exporter.fixed_bytes(opened)
+        measured = partial(_assembled, job)
         if limit is not None:
             room = limit.limit(opened.parameters, _size_before(job))
-            plan, quality = _best_of(job, found, room)
+            plan, quality = best_of(found, room, fixed, measured)
         else:
-            plan, quality = _smallest(job, found, float(max_kld or 0))
+            plan, quality = smallest(found, float(max_kld or 0), fixed, measured)
         _all_solved(job, plan)
-        exported = _export(job, plan, export)
+        made = Made(plan, Weights(run, opened, plan), opened)
+        if teach:
+            made, quality = _recovered(job, corpus, made, quality)
+        exported = _export(job, made, export)
         metrics = run.json(
             "metrics",
-            lambda: _metrics(job, corpus, plan, quality, export, exported),
-            given=dict(plan.specs),
+            lambda: _metrics(job, corpus, made, quality, export, exported),
+            given=made.given,
         )
         return Result(folder, exported, plan, metrics)
 
@@ -159,14 +174,14 @@ def export(run: str | Path, to: str) -> Path:
         model = _model_of(opened)
         job = Job(opened, model, exporters[to], torch.empty(0), torch.empty(0), 0)
         plan = Plan.from_json(opened.path("plan.json").read_text(encoding="utf-8"))
-        weights = Weights(opened, model, plan)
-        gone = [name for name in weights if not weights.stored(name)]
+        made = made_by(opened, model, plan)
+        gone = [name for name in made.weights if not made.weights.stored(name)]
         if gone:
             raise WrongUse(
                 f"{len(gone)} weights of {run} are gone or changed, such as `{gone[0]}`",
                 "the line that made the run makes them again",
             )
-        return _export(job, plan, to)
+        return _export(job, made, to)
 
 
 def _model_of(run: Run) -> Model:
@@ -238,48 +253,6 @@ def _specs(job: Job, layer: Layer) -> list[Spec]:
     return [s for s in allowed if job.exporter.accepts(s, layer, job.model) is None]
 
 
-def _best_of(job: Job, rows: list[Candidate], limit: int) -> tuple[Plan, dict[str, Any]]:
-    """The allocated plan and the best uniform one, both assembled and measured: the better wins."""
-    fixed = job.exporter.fixed_bytes(job.model)
-    plans = {"allocated": knapsack.allocate(rows, limit, fixed)}
-    baselines = knapsack.uniform(rows, limit, fixed)
-    if baselines and baselines[0].specs != plans["allocated"].specs:
-        plans["uniform"] = baselines[0]
-    measured = {name: _assembled(job, name, plan) for name, plan in plans.items()}
-    best = min(measured, key=lambda name: measured[name]["mean_kld"]["value"])
-    return plans[best], {"chosen": best, **measured}
-
-
-def _smallest(job: Job, rows: list[Candidate], max_kld: float) -> tuple[Plan, dict[str, Any]]:
-    """Search for the smallest plan whose measured loss stays below max_kld.
-
-    Predictions are off by a factor that changes little between plans: it is measured and used.
-    """
-    fixed = job.exporter.fixed_bytes(job.model)
-    factor, best = 1.0, None
-    for turn in range(5):
-        plan = knapsack.allocate_error(rows, max_kld / factor, fixed)
-        if best is not None and plan.predicted["bytes"] == best[0].predicted["bytes"]:
-            break
-        found = _assembled(job, f"allocated-{turn}", plan)
-        value = found["mean_kld"]["value"]
-        if value <= max_kld and (
-            best is None or plan.predicted["bytes"] < best[0].predicted["bytes"]
-        ):
-            best = plan, found
-        if best is not None and 0.93 * max_kld <= value <= max_kld:
-            break
-        if value <= 0 or plan.predicted["nats"] <= 0:
-            break  # nothing is lost, and so nothing to be learned
-        factor = value / plan.predicted["nats"] * (1.02 if value > max_kld else 1.0)
-    if best is None:
-        raise BadOutput(
-            f"no plan that was tried keeps the loss at or below {max_kld:g} nats",
-            "allow a larger --max-kld",
-        )
-    return best[0], {"chosen": "allocated", "allocated": best[1]}
-
-
 def _assembled(job: Job, name: str, plan: Plan) -> dict[str, Any]:
     """Solve a plan and measure it on the held-out windows."""
     weights = Weights(job.run, job.model, plan)
@@ -326,22 +299,43 @@ def _outside(job: Job) -> dict[str, Stats]:
     return found
 
 
-def _export(job: Job, plan: Plan, to: str) -> Path:
+def _recovered(
+    job: Job, corpus: Corpus, old: Made, quality: dict[str, Any]
+) -> tuple[Made, dict[str, Any]]:
+    """What the weights learned, where that lost no more on the held-out windows than before."""
+    model, asked = job.model, job.run.request
+    first = len(job.calibration) + len(job.held_out)
+    text = partial(lessons, corpus, model.tokenizer, job.held_out.shape[1], first, asked["recover"])
+    full = torch.float32 if job.exporter.name == "gguf" else None
+    new = recover_language(job.run, old, text, length=asked["recover"], vectors=full,
+                           learn_from=asked["learn_from"], seed=job.seed)  # fmt: skip
+
+    def measured() -> dict[str, Any]:
+        with stage("measure what was learned", len(model.blocks), "blocks") as tick:
+            return measure_weights(new.model, job.held_out, new.weights, _reference(job), tick)
+
+    after = job.run.json("measured/recovered", measured, given=dict(old.plan.specs))
+    taken = take(job.run, old, new, quality[quality["chosen"]], after)
+    chosen = "recovered" if taken.weights is new.weights else quality["chosen"]
+    return taken, {**quality, "recovered": after, "chosen": chosen}
+
+
+def _export(job: Job, made: Made, to: str) -> Path:
     """Write, read back and compare, and open in the runtime where lighten has one."""
+    plan, weights, model = made.plan, made.weights, made.model
     job.run.once("plan.json", lambda: plan, save=lambda p, path: _write(path, p.to_json()),
                  load=lambda path: Plan.from_json(path.read_text()),
                  given=dict(plan.specs))  # fmt: skip
-    weights = Weights(job.run, job.model, plan)
     name = job.run.folder.name + job.exporter.suffix if job.exporter.suffix else to
 
     def write(path: Path) -> None:
-        job.exporter.write(job.model, weights, path)
-        verify(job.exporter, job.model, weights, path)
+        job.exporter.write(model, weights, path)
+        verify(job.exporter, model, weights, path)
         if to == "gguf":
             _open_in_llama_cpp(path)
 
     with stage(f"export {to}"):
-        return job.run.file(f"exports/{name}", write, given=dict(plan.specs))
+        return job.run.file(f"exports/{name}", write, given=made.given)
 
 
 def _open_in_llama_cpp(path: Path) -> None:
@@ -354,9 +348,11 @@ def _open_in_llama_cpp(path: Path) -> None:
 
 
 def _metrics(
-    job: Job, corpus: Corpus, plan: Plan, quality: dict[str, Any], export: str, exported: Path
+    job: Job, corpus: Corpus, made: Made, quality: dict[str, Any], export: str, exported: Path
 ) -> dict[str, Any]:
-    facts = results(job.model, export, quality, exported, plan.predicted["nats"])
+    facts = results(job.model, export, quality, exported, made.plan.predicted["nats"])
+    if made.learned is not None:
+        facts["recover"] = [made.learned]
     facts["data"] = corpus.source
     if corpus.builtin:
         facts["notes"].append(

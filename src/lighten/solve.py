@@ -24,12 +24,12 @@ from lighten.types import Compressed, Layer, Plan, Spec, Stats
 class Weights(Mapping[str, Compressed]):
     """The compressed weights of a plan, in the run directory, loaded when asked for."""
 
-    def __init__(self, run: Run, model: Model, plan: Plan) -> None:
+    def __init__(self, run: Run, model: Model, plan: Plan, folder: str = "weights") -> None:
         self.run, self.model, self.plan = run, model, plan
         self.layers = {layer.name: layer for layer in model.layers}
         self.specs = {k: Spec.parse(v) for k, v in plan.specs.items() if Spec.parse(v).format}
         text = "\n".join(f"{k} {v}" for k, v in sorted(plan.specs.items()))
-        self.folder = f"weights/{sha256(text.encode()).hexdigest()[:10]}"
+        self.folder = f"{folder}/{sha256(text.encode()).hexdigest()[:10]}"
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.specs)

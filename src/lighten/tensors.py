@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +66,15 @@ class LazyTensor:
     def rows(self, start: int, stop: int) -> Tensor:
         """Rows start..stop of the first dimension."""
         return self.read(max(start, 0), min(stop, self.shape[0]))
+
+
+def held(value: Tensor, stored: LazyTensor) -> LazyTensor:
+    """A tensor in memory that stands where `stored` was, with its name and place."""
+
+    def read(start: int, stop: int) -> Tensor:
+        return value[start:stop].clone() if value.dim() else value.clone()
+
+    return replace(stored, dtype=value.dtype, read=read)
 
 
 def read_bytes(path: Path, offset: int, count: int) -> Tensor:

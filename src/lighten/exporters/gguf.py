@@ -159,7 +159,7 @@ class Gguf:
                 weight = weights[name]
                 order = None if model.family is None else _row_order(model, name)
                 return (weight if order is None else weight.rows(order)).parts["bytes"]
-            if model.kind == "gguf":
+            if model.kind == "gguf" and name not in model.changed:
                 stored = model.gguf.tensors[info.name]
                 return read_bytes(stored.at[0], stored.at[1], stored.nbytes)
             if name is None:

@@ -1,0 +1,131 @@
+"""A language model that teaches, and one whose weights are learned in their formats.
+
+Blocks are gradient checkpoints: of each only its input is kept, and it runs again when its
+gradient is asked for. So memory is the weights, what is trained of them three times over (AdamW),
+and one block's activations.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+from torch.utils.checkpoint import checkpoint
+
+from lighten.learned_weight import LearnedWeight, learnable
+from lighten.model import Model
+from lighten.solve import Dense
+from lighten.types import Compressed
+
+
+class Recomputed(nn.Module):
+    """Stands where a block stood: runs it, and again when gradients are wanted."""
+
+    def __init__(self, block: nn.Module) -> None:
+        super().__init__()
+        self.block = block
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:  # models ask a block for its attention type and the like
+            return getattr(super().__getattr__("block"), name)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        if not torch.is_grad_enabled():
+            return self.block(*args, **kwargs)
+        return checkpoint(self.block, *args, use_reentrant=False, **kwargs)
+
+
+class LanguageModel(nn.Module):
+    """A language model as the loop calls it: token ids (batch, length) -> what the head is given.
+
+    The transformers module is held beside the module tree: training mode, which would switch its
+    dropout on, never reaches it, and the state dict is what learns and nothing else.
+    """
+
+    def __init__(
+        self, model: Model, weights: Mapping[str, Compressed], device: torch.device | str = "cpu"
+    ) -> None:
+        super().__init__()
+        module = model.skeleton()
+        model.fill(module, device=device, overrides=Dense(weights))
+        names = [layer.name for layer in model.layers if layer.kind in ("head", "embedding+head")]
+        self._held = (module, module.get_submodule(names[0].rpartition(".")[0]))
+
+    @property
+    def module(self) -> nn.Module:
+        return self._held[0]
+
+    def forward(self, ids: Tensor) -> Tensor:
+        base = getattr(self.module, "base_model", self.module)
+        hidden: Tensor = base(input_ids=ids, use_cache=False).last_hidden_state
+        return hidden
+
+    def head(self) -> tuple[Tensor, Tensor | None]:
+        """The head's weight (vocabulary, width), decoded now, and its bias."""
+        weight: Tensor = self._held[1].weight  # type: ignore[assignment]
+        bias: Tensor | None = getattr(self.module.get_output_embeddings(), "bias", None)  # type: ignore[operator]
+        return weight, bias
+
+
+class LanguageStudent(LanguageModel):
+    """`model` with `weights` in place of its own, those that have a grid to learn parametrized.
+
+    mode: see LearnedWeight. vectors: norms and biases, which files store in full, learn as well.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        weights: Mapping[str, Compressed],
+        *,
+        mode: str = "scales",
+        vectors: bool = True,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        super().__init__(model, weights, device)
+        layers = {layer.name: layer for layer in model.layers}
+        self.vectors = _vectors(self.module) if vectors else {}
+        self.learned: dict[str, LearnedWeight] = {}
+        for name in weights:
+            weight = weights[name]
+            if learnable(weight):
+                original = model.weight(layers[name]) if mode == "all" else None
+                made = LearnedWeight(weight, mode, original, layers[name].transposed).to(device)
+                attach(self.module.get_submodule(name.rpartition(".")[0]), made)
+                self.learned[name] = made
+        insert(self.module, model.blocks)
+        trained = {f"vector.{name}": p.requires_grad_(True) for name, p in self.vectors.items()}
+        for name, each in self.learned.items():
+            trained |= {f"{part}@{name}": p for part, p in each.named_parameters()}
+        for name, p in trained.items():
+            self.register_parameter(name.replace(".", "/"), p)
+
+    def freeze(self) -> tuple[dict[str, Compressed], dict[str, Tensor]]:
+        """The learned weights in their bytes, and the learned vectors by their names."""
+        vectors = {name: p.detach().clone() for name, p in self.vectors.items()}
+        return {name: each.freeze() for name, each in self.learned.items()}, vectors
+
+
+def attach(module: nn.Module, learned: LearnedWeight) -> None:
+    """Parametrize a module's `weight`; the parameter of old keeps no memory."""
+    module.weight.requires_grad_(False)  # type: ignore[union-attr, operator]
+    parametrize.register_parametrization(module, "weight", learned, unsafe=True)
+    original: nn.Parameter = module.parametrizations.weight.original  # type: ignore[union-attr, assignment, index]
+    original.data = original.data.new_empty(0)
+
+
+def insert(module: nn.Module, blocks: tuple[str, ...]) -> None:
+    """Put a Recomputed in the place of every block."""
+    siblings: Any = module.get_submodule(blocks[0].rpartition(".")[0])
+    for i, block in enumerate(list(siblings)):
+        siblings[i] = Recomputed(block)
+
+
+def _vectors(module: nn.Module) -> dict[str, nn.Parameter]:
+    """Norms and biases: parameters of one dimension, in their own names."""
+    return {name: p for name, p in module.named_parameters() if p.dim() == 1 and p.numel()}

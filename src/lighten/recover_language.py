@@ -1,0 +1,210 @@
+"""What a language model lost is learned back in the bytes that it has: scales, mins and norms.
+
+The plan's weights keep their codes; the numbers that the codes are multiplied by are learned end to
+end from the model as it came, always rounded to what the file can store. The result is measured on
+windows that were neither learned from nor stopped by, and is taken only where it lost less.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lighten.data import Corpus, windows
+from lighten.devices import best_precision, chosen
+from lighten.divergence import Head, compare
+from lighten.errors import BadInput, WrongUse
+from lighten.language_student import LanguageModel, LanguageStudent
+from lighten.learn import learn
+from lighten.length import Length
+from lighten.lesson import Lesson
+from lighten.measure import head_of
+from lighten.model import Model
+from lighten.progress import note
+from lighten.run import Run
+from lighten.sliced_lesson import SlicedLesson
+from lighten.solve import Weights
+from lighten.stored_teacher import StoredTeacher
+from lighten.text_course import TextCourse
+from lighten.types import Plan
+
+WATCHED = 8
+"""Windows that the best state is chosen by."""
+
+TOKENS = 1024
+"""In a step."""
+
+FOLDER, TAKEN = "recovered", "recovered/taken"
+"""Where in the run what was learned is stored, and whether it was taken."""
+
+RATE = 3e-4
+"""Of scales and mins, in shares of their mean magnitude."""
+
+FACTORS = {"theta": 1.0, "offset": 60.0, "vector": 1.0}
+"""What a rate is multiplied by: the grid's tensors, codes (in steps of the grid), norms."""
+
+
+@dataclass(frozen=True)
+class Made:
+    """What is exported: the plan's weights, and the model that all else is taken from.
+
+    learned: what was learned back, for metrics.json; None where nothing was asked to be.
+    """
+
+    plan: Plan
+    weights: Weights
+    model: Model
+    learned: dict[str, Any] | None = None
+
+    @property
+    def given(self) -> dict[str, str]:
+        """What an export depends on beyond the request."""
+        return {**self.plan.specs, **({"weights": "learned"} if self.model.changed else {})}
+
+
+def made(run: Run, model: Model, plan: Plan) -> Made:
+    """What a run has made of its plan: as learned, where that was taken, else as solved."""
+    taken = run.whole(f"{TAKEN}.json") and run.json(TAKEN, dict)["taken"]
+    if taken:
+        return _stored(run, Weights(run, model, plan, FOLDER))
+    return Made(plan, Weights(run, model, plan), model)
+
+
+def wish(length: str | None, learn_from: str | None) -> dict[str, str]:
+    """What a run's request says of learning; raises WrongUse, UnknownName."""
+    if length is None:
+        if learn_from is not None:
+            raise WrongUse("learn_from without recover", 'say how long too: --recover "500steps"')
+        return {}
+    lesson = Lesson.parse(learn_from or "logits:1")
+    SlicedLesson.check(lesson)
+    return {"recover": str(Length.parse(length)), "learn_from": str(lesson)}
+
+
+def recover(
+    run: Run, before: Made, text: Callable[[], Tensor], *, length: str,
+    learn_from: str = "logits:1", mode: str = "scales", vectors: torch.dtype | None = None,
+    seed: int = 0, rate: float = RATE, batch: int | None = None,
+) -> Made:  # fmt: skip
+    """Learn the grids of the weights, and the norms. text: gives windows to learn from (`lessons`).
+
+    length: "500steps" or "1epochs". vectors: the type that norms and biases are stored in, None: as
+    they are now. Stored in the run; the same call resumes. Raises WrongUse, BadOutput.
+    """
+    kept = Weights(run, before.model, before.plan, FOLDER)
+    if not (run.whole(f"{kept.folder}/facts.json") and all(kept.stored(name) for name in kept)):
+        _learn(run, before, kept, text(), length, learn_from, mode, vectors, seed, rate, batch)
+    return _stored(run, kept)
+
+
+def take(run: Run, old: Made, new: Made, before: Any, after: Any) -> Made:
+    """`new` where it lost no more than `old`: Quality.as_dict() of both, on held-out windows."""
+    was, now = before["mean_kld"]["value"], after["mean_kld"]["value"]
+    if now > was:
+        note(f"learning made it worse on held-out windows ({was:.4g} -> {now:.4g} nats): not taken")
+    taken = bool(now <= was)
+    run.json(TAKEN, lambda: {"taken": taken}, given=[was, now])
+    facts = {"taken": "yes" if taken else "no", "mean_kld_before": was, "mean_kld_after": now}
+    return replace(new if taken else old, learned=facts | (new.learned or {}))
+
+
+def lessons(corpus: Corpus, tokenizer: Any, size: int, first: int, length: str) -> Tensor:
+    """Windows (count, size) to learn from: behind the `first` that are calibrated and measured on.
+
+    Raises BadInput where the text ends before there are two.
+    """
+    asked = Length.parse(length)
+    batch = max(1, TOKENS // size)
+    most = int(asked.count) * batch if asked.unit == "steps" else 10**8 // size
+    found = windows(corpus, tokenizer, size, first + WATCHED + most)[first:]
+    if len(found) < 2:
+        raise BadInput(
+            f"{corpus.source} has no text left to learn from: {first} windows of {size} tokens are"
+            " calibrated and measured on",
+            "give more text, or smaller --samples",
+        )
+    return found
+
+
+def _learn(
+    run: Run, before: Made, kept: Weights, text: Tensor, length: str, learn_from: str, mode: str,
+    vectors: torch.dtype | None, seed: int, rate: float, batch: int | None,
+) -> None:  # fmt: skip
+    device = torch.device(chosen("auto"))
+    model, weights = before.model, before.weights
+    student = LanguageStudent(model, weights, mode=mode, vectors=vectors is not None, device=device)
+    teacher = LanguageModel(model, {}, device)
+    head = head_of(model, *teacher.head())
+    few = min(WATCHED, max(1, len(text) // 4))
+    watched, course = text[:few], TextCourse(text[few:])
+    precision = best_precision("auto", device.type)
+    lesson = SlicedLesson(Lesson.parse(learn_from), student.head, head, precision)
+    batch = min(course.count, max(1, TOKENS // text.shape[1]) if batch is None else batch)
+    steps = Length.parse(length).steps(course.count // batch)
+    with torch.no_grad():
+        original = [teacher(ids[None].to(device))[0] for ids in watched]
+    learned = learn(
+        student, _teacher(run, lesson, teacher, head, course, steps * batch), lesson, course,  # type: ignore[arg-type]
+        length=f"{steps}steps", rate=rate, batch=batch,
+        evaluate=partial(_closeness, watched, original, head), optimizer="adamw", weight_decay=0.0,
+        group=_group, precision=precision, folder=run.folder / "recover", seed=seed,
+        every=max(1, steps // 5), name="learn scales",
+    )  # fmt: skip
+    frozen, values = student.freeze()
+    for name in kept:
+        parts = (frozen[name] if name in frozen else weights[name]).parts
+        kept.once(name, lambda parts=parts: parts)  # type: ignore[misc]
+    run.tensors(f"{kept.folder}/vectors", lambda: {k: v.to(vectors) for k, v in values.items()})
+    facts = {
+        "steps": learned.steps, "tokens": learned.steps * batch * text.shape[1],
+        "best_step": learned.best_step, "seconds": learned.seconds, "mode": mode,
+        "learn_from": str(lesson), "trained": sum(p.numel() for p in student.parameters()),
+        "watched_kld_before": -learned.first, "watched_kld_after": -learned.best,
+    }  # fmt: skip
+    run.json(f"{kept.folder}/facts", lambda: facts)
+
+
+def _stored(run: Run, kept: Weights) -> Made:
+    vectors = run.tensors(f"{kept.folder}/vectors", dict)
+    facts = run.json(f"{kept.folder}/facts", dict)
+    return Made(kept.plan, kept, kept.model.with_vectors(vectors), facts)
+
+
+def _teacher(
+    run: Run, lesson: SlicedLesson, teacher: LanguageModel, head: Head, course: TextCourse,
+    seen: int,
+) -> Any:  # fmt: skip
+    """The teacher, or its answers on disk: where `topk` is all that is learned from it, and
+    windows are seen again, so that storing is less work than running."""
+    taught = [term for term in lesson.terms if term.weight and term.loss.taught]
+    if [term.name for term in taught] == ["topk"] and seen > course.count:
+        stored = StoredTeacher(run, course.windows, taught[0].loss.k, len(head.weight))
+        device = head.weight.device
+        return stored.fill(lambda ids: teacher(ids.to(device)), head)
+    return teacher
+
+
+def _group(name: str, parameter: nn.Parameter) -> tuple[float, float]:
+    kind = name.removeprefix("student.").replace(".", "/").split("/")[0].split("@")[0]
+    return FACTORS.get(kind, 1.0), 0.0
+
+
+@torch.no_grad()
+def _closeness(
+    watched: Tensor, original: list[Tensor], like: Head, student: LanguageStudent
+) -> float:
+    """Minus the mean KL divergence from the original, in nats; in float32."""
+    weight, bias = student.head()
+    head = Head(weight, bias, like.softcap, like.scale)
+    total = 0.0
+    for ids, theirs in zip(watched, original, strict=True):
+        mine = student(ids[None].to(weight.device))[0]
+        found = compare(mine[:-1], head, theirs[:-1], like, ids[1:])
+        assert found.kld is not None
+        total += float(found.kld.mean())
+    return -total / len(watched)

@@ -1,0 +1,148 @@
+"""A lesson for large vocabularies: logits exist for a slice of positions at a time.
+
+Student and teacher show what their heads are given; each slice goes through the heads, through the
+lesson and straight back, so that of 512 x 49,152 logits never more than a slice is in memory, and
+nothing is computed twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lighten.divergence import Head
+from lighten.errors import WrongUse
+from lighten.lesson import Lesson, Parts
+from lighten.seen import Seen
+
+LOGITS = 2**24
+"""Logits in a slice: 64 MB, of which about six stand at once."""
+
+Weight = Callable[[], tuple[Tensor, Tensor | None]]
+
+
+class SlicedLesson:
+    """`lesson` behind the heads. Called as a lesson is, with hidden states as the outputs.
+
+    head: gives the student's weight (vocabulary, width) and bias, with their gradients. like: the
+    original's head: what it does to logits is done to the student's too, and it makes the teacher's
+    where the teacher shows hidden states (no `indices`). precision: as the loop has it, of the
+    products with the heads. Raises WrongUse for a lesson that needs more than outputs and labels.
+    """
+
+    def __init__(
+        self, lesson: Lesson, head: Weight, like: Head, precision: str = "32-true"
+    ) -> None:
+        self.check(lesson)
+        self.lesson, self.head, self.like, self.precision = lesson, head, like, precision
+
+    @staticmethod
+    def check(lesson: Lesson) -> None:
+        """Raises WrongUse for a lesson that needs more than outputs and labels."""
+        if more := lesson.needs - {"labels"}:
+            raise WrongUse(
+                f"`{lesson}` needs {', '.join(sorted(more))}, which is not kept of language models",
+                'learn from outputs: "logits:1", "topk:1:k=64" or "labels"',
+            )
+
+    def __str__(self) -> str:
+        return str(self.lesson)
+
+    @property
+    def terms(self) -> Any:
+        return self.lesson.terms
+
+    @property
+    def needs(self) -> frozenset[str]:
+        return self.lesson.needs
+
+    @property
+    def taught(self) -> bool:
+        return self.lesson.taught
+
+    def start(self, student: Seen, teacher: Seen | None = None, seed: int = 0) -> Parts:
+        """Nothing is trained beside the student."""
+        return Parts(self, {})  # type: ignore[arg-type]
+
+    def __call__(
+        self,
+        student: Seen,
+        teacher: Seen | None = None,
+        labels: Tensor | None = None,
+        parts: Mapping[str, nn.Module] | nn.ModuleDict | None = None,
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """(weighted sum, loss -> its value); hidden states (batch, length, width)."""
+        hidden = student.outputs.flatten(0, -2)
+        weight, bias = self.head()
+        shown = None if teacher is None else _rows(teacher)
+        targets = None if labels is None else labels.reshape(-1)
+        size = max(1, LOGITS // len(weight))
+
+        def run(h: Tensor, w: Tensor, b: Tensor | None, back: bool) -> dict[str, Tensor]:
+            sums: dict[str, Tensor] = {}
+            for start in range(0, len(h), size):
+                at = slice(start, start + size)
+                share = len(h[at]) / len(h)
+                with torch.autocast(h.device.type, torch.bfloat16, self.precision != "32-true"):
+                    there = None if shown is None else self._teacher(shown, at)
+                    mine = Seen(logits(h[at], w, b, self.like))
+                total, values = self.lesson(mine, there, None if targets is None else targets[at])
+                if back:
+                    (total * share).backward()  # type: ignore[no-untyped-call]
+                for name, value in {"": total.detach(), **values}.items():
+                    sums[name] = sums.get(name, torch.zeros_like(value)) + value * share
+            return sums
+
+        if not torch.is_grad_enabled():
+            sums = run(hidden, weight, bias, False)
+            return sums.pop(""), sums
+        sums = {}
+        total: Tensor = _Through.apply(hidden, weight, bias, run, sums)  # type: ignore[no-untyped-call]
+        sums.pop("")
+        return total, sums
+
+    def _teacher(self, shown: Seen, at: slice) -> Seen:
+        if shown.indices is not None:
+            return Seen(shown.outputs[at], indices=shown.indices[at])
+        with torch.no_grad():
+            like = self.like
+            return Seen(logits(shown.outputs[at], like.weight, like.bias, like))
+
+
+class _Through(torch.autograd.Function):
+    """Gradients are computed on the way forward, slice by slice, and handed on."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, run: Any, sums: Any
+    ) -> Tensor:
+        leaves = [
+            None if t is None else t.detach().requires_grad_(t.requires_grad)
+            for t in (hidden, weight, bias)
+        ]
+        with torch.enable_grad():
+            sums.update(run(*leaves, any(t is not None and t.requires_grad for t in leaves)))
+        ctx.save_for_backward(*[None if t is None else t.grad for t in leaves])
+        return sums[""].clone()  # type: ignore[no-any-return]
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        found = [None if t is None else t * grads[0] for t in ctx.saved_tensors]
+        return (*found, None, None)
+
+
+def logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, like: Head) -> Tensor:
+    """(positions, vocabulary), with what `like` does to logits; differentiable."""
+    z = nn.functional.linear(hidden, weight, bias)
+    if like.scale != 1.0:
+        z = z * like.scale
+    return z if like.softcap is None else torch.tanh(z / like.softcap) * like.softcap
+
+
+def _rows(shown: Seen) -> Seen:
+    """With positions in one dimension."""
+    indices = None if shown.indices is None else shown.indices.flatten(0, -2)
+    return Seen(shown.outputs.flatten(0, -2), indices=indices)
