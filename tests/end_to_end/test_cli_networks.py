@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from lighten import compress_network, network_cost, progress
+from lighten import network_cost, network_structure, progress
 from lighten.cli import main
 from lighten.runtimes import onnxruntime
 from small_networks import SIDE, images, labels, trained
@@ -139,13 +139,13 @@ def test_stopped_says_how_to_go_on(
 
     line = [*LINE, "--budget", "0.5 macs", "--export", "checkpoint", "--out", "run"]
     with monkeypatch.context() as patch:
-        patch.setattr(compress_network, "compensate", stop)
+        patch.setattr(network_structure, "compensate", stop)
         assert main(line) == 130
     err = capsys.readouterr().err
     assert "lighten compress net.py:factory" in err
     assert "'0.5 macs'" in err
     assert (here / "run" / "curves.safetensors").is_file()
-    monkeypatch.setattr(compress_network, "curves", stop)  # it is not done again
+    monkeypatch.setattr(network_structure, "curves", stop)  # it is not done again
     assert main(line) == 0
 
 

@@ -25,7 +25,7 @@ pytest.importorskip("onnx")
 pytest.importorskip("onnxscript")
 pytest.importorskip("onnxruntime")
 
-from lighten import compress_network, errors, front, network_cost
+from lighten import errors, front, job, network_cost, network_structure
 from lighten.latency_operators import Operator
 from lighten.macs import macs
 from lighten.network import Network
@@ -251,7 +251,8 @@ def test_a_function_of_the_users_own_decides(tmp_path: Path) -> None:
 
     found = compress(tmp_path / "run", budget="0.5 macs", evaluate=evaluate)
     plans = {row["plan"]: row for row in found.metrics["plans"]}
-    assert len(asked) == 2 + len(plans)  # the original, every plan, the result
+    made = {file.read_text() for file in (tmp_path / "run" / "widths").glob("*.json")}
+    assert len(asked) == 2 + len(made)  # the original, all widths once, the result
     chosen = found.metrics["plan"]
     assert plans[chosen]["evaluate"] == max(row["evaluate"] for row in plans.values())
     assert found.metrics["before"]["evaluate"] == 0
@@ -289,8 +290,10 @@ def _work(*_: Any, **__: Any) -> Any:
 
 
 def idle(patch: pytest.MonkeyPatch) -> None:
-    for name in ("curves", "compensate", "narrow", "quantize_network", "outputs"):
-        patch.setattr(compress_network, name, _work)
+    for name in ("curves", "compensate", "narrow"):
+        patch.setattr(network_structure, name, _work)
+    for name in ("quantize_network", "outputs"):
+        patch.setattr(job, name, _work)
     patch.setattr(network_cost, "speed", _work)
     patch.setattr(network_cost, "_p50", _work)
 
@@ -368,12 +371,60 @@ def test_killed_and_resumed_it_makes_the_same_bytes(
 
 def test_what_was_removed_or_changed_is_made_again(done: Result, tmp_path: Path) -> None:
     before = done.exported.read_bytes()
-    for path in (done.exported, done.run / "shrunk" / "allocated.safetensors"):
+    for path in (done.exported, *(done.run / "shrunk").glob("*.safetensors")):
         path.write_bytes(path.read_bytes()[:-1])
     (done.run / "metrics.json").unlink()
     again = compress(done.run, budget="0.5 macs")
     assert again.exported.read_bytes() == before
     assert again.metrics == done.metrics
+
+
+def test_two_ways_to_the_same_widths_are_one_piece_of_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[Any] = []
+    solve = network_structure.compensate
+
+    def spy(*arguments: Any, **options: Any) -> Network:
+        done.append(arguments)
+        return solve(*arguments, **options)
+
+    monkeypatch.setattr(network_structure, "compensate", spy)
+    monkeypatch.setattr(network_structure, "uniform", network_structure.spend)
+    found = compress(tmp_path / "run", budget="0.5 macs", export="checkpoint")
+    widths = {p.stem: p.read_text() for p in (tmp_path / "run" / "widths").glob("*.json")}
+    rows = {row["plan"]: row for row in found.metrics["plans"]}
+    assert len(rows) == len(widths) > len(set(widths.values())) == len(done)
+    for one in rows:
+        for two in rows:
+            same = rows[one]["mean_kld"] == rows[two]["mean_kld"]
+            assert same == (widths[one] == widths[two])
+
+
+def test_batch_norms_are_as_a_held_out_part_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """96 images to calibrate on: enough to decide. Once the decision is turned round, the result
+    is the other one, and what is told follows."""
+
+    def told(name: str) -> tuple[Result, str]:
+        other = images(40, seed=7)
+        found = compress(tmp_path / name, data=X, test=other, budget="0.5 macs",
+                         export="checkpoint")  # fmt: skip
+        [line] = [note for note in found.metrics["notes"] if "batch norms" in note]
+        return found, line
+
+    first, line = told("first")
+    again = "are re-estimated" in line
+    assert again or "are as they were" in line
+    monkeypatch.setattr(batchnorms, "_distance", lambda *_: next(turn))
+    turn = iter([1.0, 2.0] * 3 if again else [2.0, 1.0] * 3)
+    second, line = told("second")
+    assert ("are re-estimated" in line) is not again
+    a, b = (r.module.state_dict() for r in (first, second))
+    assert not torch.equal(a["bn1.running_var"], b["bn1.running_var"])
+    monkeypatch.undo()
+    assert told("second")[1] == line, "told from the stored decision"
 
 
 # -- mistakes ------------------------------------------------------------------------------------

@@ -1,0 +1,78 @@
+"""What the stages of a run on a network share: the request, its integers, how it is measured."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from lighten.network import Network
+from lighten.network_quality import measure_network, outputs
+from lighten.progress import stage
+from lighten.quantize_network import quantize as quantize_network
+from lighten.quantized import Quantized
+from lighten.run import Run
+from lighten.samples import Samples
+from lighten.simulate import Simulation
+
+BATCH = 128
+
+
+@dataclass(frozen=True, eq=False)
+class Job:
+    """What all stages of a run have in common. bits: of weights and activations, None: float.
+    reduce_range: weights of 7 bits, where this processor's products of 8 bits saturate."""
+
+    run: Run
+    network: Network
+    samples: Samples
+    exporter: Any
+    bits: tuple[int, int] | None
+    reduce_range: bool
+    multiple: int
+    sparsity: str | None
+    evaluate: Callable[[Any], float] | None
+
+
+def quantized(job: Job, network: Network) -> Quantized:
+    """Ranges, transforms and rounding. Deterministic, and so not stored but made again."""
+    weights, activations = job.bits or (8, 8)
+    with stage("quantize"):
+        return quantize_network(
+            network,
+            job.samples.calibration,
+            bits_weights=weights,
+            bits_activations=activations,
+            reduce_range=job.reduce_range,
+        )
+
+
+def roughly(job: Job, network: Network) -> Network | Quantized:
+    """What would be exported, but with numbers that only its size and speed do not depend on."""
+    if job.bits is None:
+        return network
+    return quantize_network(
+        network, job.samples.calibration[:4], bits_weights=job.bits[0],
+        bits_activations=job.bits[1], ranges="minmax", solver="rtn",
+        reduce_range=job.reduce_range,
+    )  # fmt: skip
+
+
+def quality(job: Job, network: Callable[[Tensor], Any]) -> dict[str, Any]:
+    """Against the original, on what was held out."""
+    reference = job.run.tensors(
+        "original/outputs", lambda: {"outputs": outputs(job.network, job.samples.held_out, BATCH)}
+    )["outputs"]
+    found = measure_network(
+        network, job.samples.held_out, job.samples.labels, reference=reference,
+        evaluate=job.evaluate, size=BATCH,
+    )  # fmt: skip
+    hidden = ("examples", "reference_accuracy")
+    return {k: v for k, v in found.as_dict().items() if k not in hidden}
+
+
+def runner(made: Network | Quantized) -> Callable[[Tensor], Any]:
+    """What a network, or the runtime's arithmetic of a quantized one, gives for a batch."""
+    return Simulation(made) if isinstance(made, Quantized) else made
