@@ -73,7 +73,7 @@ def _distances(x: Tensor) -> Tensor:
 
 
 def _angles(x: Tensor) -> Tensor:
-    """(n, n, n): at [j, i, k] the cosine of the angle at j between i and k; 0 where two are one."""
+    """(n, n, n): at [j, i, k] the cosine of the angle at j between i and k; 0 where one is j, and 1
+    in both networks where i is k."""
     side = unit(x.unsqueeze(0) - x.unsqueeze(1))  # [j, i] = from j to i
-    apart = 1 - torch.eye(len(x), dtype=x.dtype, device=x.device)
-    return side @ side.transpose(1, 2) * apart  # i = j and k = j are 0 by themselves
+    return side @ side.transpose(1, 2)
