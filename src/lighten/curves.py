@@ -63,7 +63,7 @@ def curves(
             at.setdefault(plan.start, []).append(plan)
     values: Values = {}
     points: dict[str, dict[int, float]] = {}
-    truth = _outputs(steps, batches)
+    truth = steps.whole(batches)
     for node in steps.nodes:
         for plan in at.get(node, ()):
             points[plan.axis.name] = _measure(steps, plan, values, truth, shares)
@@ -182,18 +182,6 @@ def _narrowed(plan: _Plan, kept: int) -> tuple[dict[str, Tensor], dict[fx.Node, 
         cut.index_fill_(dim, index[gone].flatten().to(cut.device), 0)
         changed[name] = cut
     return changed, added
-
-
-def _outputs(steps: Steps, batches: list[Tensor]) -> list[Tensor]:
-    """The network's first output for each batch."""
-    found: list[Tensor] = []
-    for x in batches:
-        values: Values = {}
-        for node in steps.nodes:
-            values[node] = [x] if node.op == "placeholder" else steps.compute(node, values, 1)
-            steps.forget(node, values)
-        found.append(values[steps.output][0])
-    return found
 
 
 def _between(error: Tensor | None, points: Mapping[int, float], widest: int) -> Tensor:

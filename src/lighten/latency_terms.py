@@ -27,11 +27,21 @@ def latency_terms(
     network: Network, axes: Sequence[Axis], table: LatencyTable, multiple: int = 8
 ) -> tuple[list[Term], float]:
     """(terms, fixed milliseconds). multiple: widths will be multiples of it, or whole."""
+    found = operator_terms(network, axes, table, multiple)
+    fixed = sum(term.cost({}) for term in found.values() if not term.names)
+    return [term for term in found.values() if term.names], fixed
+
+
+def operator_terms(
+    network: Network, axes: Sequence[Axis], table: LatencyTable, multiple: int = 8
+) -> dict[str, Term]:
+    """Graph node -> its milliseconds; a term of no decision where no axis lies in it."""
     found = extents(network, axes)
     shapes = operators(network)
     state = network.module.state_dict()
     names = {node.name: name for node, name in weighted(network.graph)}
-    grids, fixed = [], []
+    grids: dict[str, _Grid] = {}
+    fixed: dict[str, Operator] = {}
     for node in network.graph.graph.nodes:
         if node.name not in shapes:
             continue
@@ -39,16 +49,21 @@ def latency_terms(
         weight = names.get(node.name) or _above(node, names)
         dims = found.get(weight or "")
         if dims is None:
-            fixed.append(operator)
+            fixed[node.name] = operator
             continue
         sizes = state[str(weight)].shape
-        grids.append(_Grid(operator, dims, tuple(sizes), node.name in names))
+        grids[node.name] = _Grid(operator, dims, tuple(sizes), node.name in names)
     choices = {axis.name: _options(axis.width, multiple) for axis in axes}
-    wanted = [(grid, grid.points(choices)) for grid in grids]
-    every = [operator for _, points in wanted for operator in points.values()]
-    table.measure([*every, *fixed])
-    terms = [Term(grid.axes, _lookup(grid, points, table)) for grid, points in wanted]
-    return terms, sum(table.milliseconds(operator) for operator in fixed)
+    wanted = {name: grid.points(choices) for name, grid in grids.items()}
+    table.measure([*(o for points in wanted.values() for o in points.values()), *fixed.values()])
+    return {
+        **{n: Term(g.axes, _lookup(g, wanted[n], table)) for n, g in grids.items()},
+        **{n: Term((), _still(table.milliseconds(o))) for n, o in fixed.items()},
+    }
+
+
+def _still(milliseconds: float) -> Callable[[Values], float]:
+    return lambda _: milliseconds
 
 
 class _Grid:

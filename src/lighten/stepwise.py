@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -82,6 +82,17 @@ class Steps:
             done = source not in self.last or self.order[self.last[source]] <= self.order[node]
             if done:
                 values.pop(source, None)
+
+    def whole(self, batches: Sequence[Tensor]) -> list[Tensor]:
+        """The network's first output for each batch."""
+        found: list[Tensor] = []
+        for x in batches:
+            values: Values = {}
+            for node in self.nodes:
+                values[node] = [x] if node.op == "placeholder" else self.compute(node, values, 1)
+                self.forget(node, values)
+            found.append(values[self.output][0])
+        return found
 
     def rest(
         self, start: fx.Node, values: Values, count: int, changed: Mapping[str, Tensor],

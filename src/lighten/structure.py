@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
@@ -44,10 +45,11 @@ class Spend:
 
 @dataclass(frozen=True, eq=False)
 class Narrowed:
-    """A smaller network, not compensated yet; cost: real, in the budget's unit."""
+    """A smaller network, not compensated yet. widths: and what else was decided with them, such as
+    formats of layers. cost: real, in the budget's unit."""
 
     network: Network
-    widths: Mapping[str, int]
+    widths: Mapping[str, Any]
     keep: Mapping[str, Tensor]
     cost: float
 
@@ -68,28 +70,49 @@ def narrow(
 
     Raises ImpossibleBudget where no widths come under it.
     """
-    best: Narrowed | None = None
     widths = {axis.name: axis.width for axis in couplings.free}
-    seen = [(spend.predicted(widths), spend.actual(network))]
-    tried = set[tuple[tuple[str, int], ...]]()
+    return meet(
+        Narrowed(network, widths, {}, spend.actual(network)),
+        lambda widths: at_widths(network, couplings, curves, spend, widths),
+        spend.predicted, limit, choose, spend.tolerance,
+    )  # fmt: skip
+
+
+def meet(
+    whole: Narrowed,
+    make: Callable[[dict[str, Any]], Narrowed],
+    predicted: Callable[[Mapping[str, Any]], float],
+    limit: float,
+    choose: Callable[[float], dict[str, Any]],
+    tolerance: float,
+) -> Narrowed:
+    """What `make` makes of the values that `choose` finds, its real cost at most `limit`: the
+    nearest to it that was seen, and at once one that is within `tolerance`, a share, of it.
+
+    whole: what the search sets out from, whose cost teaches how far predictions are off. Raises
+    ImpossibleBudget where nothing comes under the limit.
+    """
+    best: Narrowed | None = None
+    seen = [(predicted(whole.widths), whole.cost)]
+    tried = set[tuple[tuple[str, Any], ...]]()
     for _ in range(TURNS):
         try:
-            widths = choose(_aim(seen, limit))
+            values = choose(_aim(seen, limit))
         except ImpossibleBudget as error:
             if best is not None or error.least is None:
                 break
             # so little cannot be had by the prediction, which may be too high: the cheapest, then
-            widths = choose(error.least + 1e-9 * abs(error.least))
-        key = tuple(sorted(widths.items()))
+            values = choose(error.least + 1e-9 * abs(error.least))
+        key = tuple(sorted(values.items()))
         if key in tried:
             break
         tried.add(key)
-        found = at_widths(network, couplings, curves, spend, widths)
-        seen.append((spend.predicted(widths), found.cost))
+        found = make(values)
+        seen.append((predicted(values), found.cost))
         fits = found.cost <= limit
         if fits and (best is None or found.cost > best.cost):
             best = found
-        if fits and found.cost >= (1 - spend.tolerance) * limit:
+        if fits and found.cost >= (1 - tolerance) * limit:
             break
     if best is None:
         least = min(cost for _, cost in seen)

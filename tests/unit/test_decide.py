@@ -81,3 +81,80 @@ def test_a_fixed_cost_counts() -> None:
     with pytest.raises(ImpossibleBudget, match="least that is possible"):
         decide(decisions, terms, least, fixed=1.0)
     assert decide(decisions, terms, least + 1.0, fixed=1.0) == {d.name: 1 for d in decisions}
+
+
+# -- errors that decisions share: a tensor is rounded if either layer at it is in integers --------
+WIDTHS, FORMATS = (2, 4, 6), ("float", "int8", "int4")
+SIZE = {"float": 4.0, "int8": 1.0, "int4": 0.5}
+
+
+def mixed(seed: int) -> tuple[list[Decision], list[Term], list[Term]]:
+    """Three layers between four tensors, two of them with a width: cost is in x out x size."""
+    rng = np.random.default_rng(seed)
+    decisions = []
+    for i in range(2):
+        scale = float(rng.exponential())
+        errors = tuple(scale * (1 - w / max(WIDTHS)) ** 2 for w in WIDTHS)
+        decisions.append(Decision(f"a{i}", WIDTHS, errors))
+    for i in range(3):
+        scale = 0.3 * float(rng.exponential())
+        decisions.append(Decision(f"f{i}", FORMATS, (0.0, scale / 30, scale)))
+
+    def size(i: int) -> Term:
+        names = tuple(n for n in (f"a{i - 1}", f"a{i}") if n in ("a0", "a1"))
+        return Term(
+            (*names, f"f{i}"),
+            lambda v: float(np.prod([v[n] for n in names])) * SIZE[v[f"f{i}"]],
+        )
+
+    def edge(i: int) -> Term:
+        names, nats = (f"f{i}", f"f{i + 1}"), 0.1 * float(rng.exponential())
+        return Term(names, lambda v: 0.0 if all(v[n] == "float" for n in names) else nats)
+
+    return decisions, [size(i) for i in range(3)], [edge(i) for i in range(2)]
+
+
+@pytest.mark.parametrize("seed", range(30))
+@pytest.mark.parametrize("share", [0.1, 0.2, 0.4, 0.8])
+def test_widths_and_formats_close_to_brute_force(seed: int, share: float) -> None:
+    decisions, terms, losses = mixed(seed)
+    widest = {d.name: d.values[-1] if d.name[0] == "a" else "float" for d in decisions}
+    limit = share * sum(t.cost(widest) for t in terms)
+    chosen = decide(decisions, terms, limit, losses=losses)
+    assert sum(t.cost(chosen) for t in terms) <= limit
+
+    def lost(values: dict[str, int]) -> float:
+        return error(decisions, values) + sum(t.cost(values) for t in losses)
+
+    every = [
+        dict(zip([d.name for d in decisions], values, strict=True))
+        for values in itertools.product(*(d.values for d in decisions))
+    ]
+    fits = [lost(v) for v in every if sum(t.cost(v) for t in terms) <= limit]
+    assert lost(chosen) <= min(fits) + 0.1 * (max(fits) - min(fits)) + 1e-12
+
+
+def test_formats_that_only_gain_together_are_moved_together() -> None:
+    """The cheap layers between dear tensors: one alone in float saves nothing."""
+    decisions = [Decision(f"f{i}", ("float", "int8"), (0.0, 1e-3)) for i in range(4)]
+    terms = [
+        Term((d.name,), lambda v, n=d.name: 4.0 if v[n] == "float" else 1.0) for d in decisions
+    ]  # type: ignore[misc]
+    losses = [
+        Term(("f1", "f2"), lambda v: 0.0 if v["f1"] == v["f2"] == "float" else 1.0),
+        Term(("f0", "f3"), lambda v: 0.0 if v["f0"] == v["f3"] == "float" else 0.1),
+    ]
+    found = decide(decisions, terms, 10.0, losses=losses)
+    assert found == {"f0": "int8", "f1": "float", "f2": "float", "f3": "int8"}
+
+
+def test_a_start_in_float_does_not_hide_the_cheapest() -> None:
+    """Where two layers touch, a change of format costs more than either saves alone."""
+    names = ("f0", "f1")
+    decisions = [Decision(n, ("float", "int8"), (0.0, 1.0)) for n in names]
+    terms = [
+        *(Term((n,), lambda v, n=n: 2.0 if v[n] == "float" else 1.0) for n in names),  # type: ignore[misc]
+        Term(names, lambda v: 3.0 * (v["f0"] != v["f1"])),
+    ]
+    losses = [Term(names, lambda v: 0.0)]
+    assert decide(decisions, terms, 2.0, losses=losses) == dict.fromkeys(names, "int8")
