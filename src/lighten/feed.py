@@ -7,6 +7,7 @@ had not been.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sized
+from itertools import chain, islice
 from typing import Any, Protocol, cast
 
 import torch
@@ -121,10 +122,11 @@ class LoaderFeed:
                 return found
 
     def _begin(self, epoch: int) -> None:
-        # the order of a shuffling loader is drawn from torch's own generator when it begins
+        # a shuffling loader draws its order from torch's own generator, when it gives its first
         state = torch.get_rng_state()
         torch.manual_seed(seed_of(self.seed, "order", epoch))
-        self._epoch, self._batches = epoch, iter(self.loader)
+        rest = iter(self.loader)
+        self._epoch, self._batches = epoch, chain(list(islice(rest, 1)), rest)
         torch.set_rng_state(state)
 
     def _step(self) -> list[Batch]:

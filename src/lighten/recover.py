@@ -41,8 +41,8 @@ CLIP = 5.0
 class Recovered:
     """network: as it was best on data held out. metrics: {"length", "learn_from", "rate", "steps",
     "best_step", "examples", "held_out", "measure", "before", "after", "minutes"}: before and after
-    are accuracy, or minus the mean KL divergence from the teacher in nats (`measure` says which),
-    on the held-out part of the training data."""
+    are accuracy (of labels), mean_kld (from the teacher, in nats) or relative_error (`measure` says
+    which), on the held-out part of the training data."""
 
     network: Network
     metrics: dict[str, Any]
@@ -114,8 +114,8 @@ def recover(
     metrics = {
         "length": str(Length.parse(length)), "learn_from": str(lesson), "rate": value,
         "steps": learned.steps, "best_step": learned.best_step, "examples": data.course.count,
-        "held_out": len(data.held_out), "measure": evaluate.measure, "before": learned.first,
-        "after": learned.best, "minutes": round(learned.seconds / 60, 2),
+        "held_out": len(data.held_out), "measure": evaluate.measure, "before": abs(learned.first),
+        "after": abs(learned.best), "minutes": round(learned.seconds / 60, 2),
     }  # fmt: skip
     return Recovered(student, metrics, learned)
 
