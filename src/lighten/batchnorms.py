@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -35,6 +36,9 @@ HELD = 4
 LEAST = 32
 """Images to decide on, and to take statistics from, at least."""
 
+NORMS = "decided:batch norms"
+"""What `Norms.as_tensor` is called beside a state dict."""
+
 _CALLED = inspect.signature(functional.batch_norm)
 _OPERATOR = torch.ops.aten.batch_norm.default
 
@@ -54,6 +58,18 @@ class Norms:
     def again(self) -> bool:
         """Whether the network has new statistics."""
         return self.before is not None and self.after is not None and self.after < self.before
+
+    def as_tensor(self) -> Tensor:
+        """(2,) float64: before and after, NaN where nothing was tried."""
+        tried = (self.before, self.after)
+        numbers = [math.nan if value is None else value for value in tried]
+        return torch.tensor(numbers, dtype=torch.float64)
+
+    @classmethod
+    def of_tensor(cls, stored: Tensor, network: Network) -> Norms:
+        """What `as_tensor` kept, for the network that was decided on."""
+        before, after = (None if math.isnan(v) else v for v in stored.tolist())
+        return cls(network, before, after)
 
     @property
     def said(self) -> str:

@@ -112,7 +112,8 @@ def compress(
         typer.Option(help="The file to write; `lighten list exporters` names them."),
     ] = None,
     quantize: Annotated[
-        str | None, typer.Option(help="Of a network: int8, w4a8, w4a4, none (without: auto).")
+        str | None,
+        typer.Option(help="Of a network: int8, w4a8, w4a4, w8, w4, none (without: auto)."),
     ] = None,
     sparsity: Annotated[
         str | None, typer.Option(help='Of a network: weights that go too, "0.5" or "2:4".')

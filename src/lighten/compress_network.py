@@ -49,8 +49,8 @@ def compress_network(
 ) -> Result:
     """Make a network fit `budget` ("0.5 macs", "2M params", "300kB", "25%", "12ms", "50% ms").
 
-    quantize: "int8" (or "w8a8"), "w4a8", "w4a4", "none", or "auto": 8 bits where the budget is in
-    bytes or milliseconds, or there is no budget. sparsity: of the weights that are left once the
+    quantize: "int8" (or "w8a8"), "w4a8", "w4a4", "w8" and "w4" (weights alone), "none", or
+    "auto": 8 bits where the budget is in bytes or milliseconds, or there is no budget. sparsity: of the weights that are left once the
     structure stands, "0.5" or "2:4" (all layers but the first and the last). multiple: channel
     counts are multiples of it (8 for milliseconds, else 1). evaluate: called with the network (a
     callable on batches), returns what counts, higher is better; else agreement with the original

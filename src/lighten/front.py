@@ -204,8 +204,9 @@ def quantize(
     example_inputs: Any = None,
     *,
     data: Any,
-    weights: int = 8,
+    weights: int | str = 8,
     activations: int | None = 8,
+    group: int | None = None,
     bar: float | None = None,
     spare: int | None = None,
     reduce_range: bool | None = None,
@@ -213,17 +214,23 @@ def quantize(
 ) -> Quantized:
     """Static integers: weights per channel, activations per tensor, ranges from `data`.
 
+    activations=None leaves them float; then group=32 (or 64, 128) gives linear weights a scale for
+    so many inputs, which ONNX has as MatMulNBits; weights="int4_g32" says the same at once.
+
     bar: least signal-to-noise ratio of the output in dB; what costs most stays float (or, with
     spare=16, gets 16 bits first) until it is met. reduce_range: weights of 7 bits, for processors
     whose products of 8 bits saturate; None: as this one needs it. `write_onnx` exports the result;
     lighten.simulate.Simulation(result) computes what the runtime will.
     """
+    from lighten.precision import named
     from lighten.quantize_network import quantize as quantize_network
 
+    if isinstance(weights, str):
+        weights, activations, group = named(weights)
     network = opened(model, example_inputs)
     return quantize_network(
         network, calibration(data, network, count), bits_weights=weights,
-        bits_activations=activations, bar=bar, spare=spare, reduce_range=reduce_range,
+        bits_activations=activations, group=group, bar=bar, spare=spare, reduce_range=reduce_range,
     )  # fmt: skip
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lighten.network import Network
 from lighten.network_quality import measure_network, outputs
+from lighten.precision import Bits, group_of
 from lighten.progress import stage
 from lighten.quantize_network import quantize as quantize_network
 from lighten.quantized import Quantized
@@ -22,29 +23,32 @@ BATCH = 128
 
 @dataclass(frozen=True, eq=False)
 class Job:
-    """What all stages of a run have in common. bits: of weights and activations, None: float.
+    """What all stages of a run have in common. bits: lighten.precision.Bits, None: all float.
     reduce_range: weights of 7 bits, where this processor's products of 8 bits saturate."""
 
     run: Run
     network: Network
     samples: Samples
     exporter: Any
-    bits: tuple[int, int] | None
+    bits: Bits | None
     reduce_range: bool
     multiple: int
     sparsity: str | None
     evaluate: Callable[[Any], float] | None
+    within: str = ""
+    """A folder of the run, with its slash, for what depends on the bits."""
 
 
 def quantized(job: Job, network: Network) -> Quantized:
     """Ranges, transforms and rounding. Deterministic, and so not stored but made again."""
-    weights, activations = job.bits or (8, 8)
+    bits = job.bits or (8, 8)
     with stage("quantize"):
         return quantize_network(
             network,
             job.samples.calibration,
-            bits_weights=weights,
-            bits_activations=activations,
+            bits_weights=bits[0],
+            bits_activations=bits[1],
+            group=group_of(bits),
             reduce_range=job.reduce_range,
         )
 
@@ -55,7 +59,7 @@ def roughly(job: Job, network: Network) -> Network | Quantized:
         return network
     return quantize_network(
         network, job.samples.calibration[:4], bits_weights=job.bits[0],
-        bits_activations=job.bits[1], ranges="minmax", solver="rtn",
+        bits_activations=job.bits[1], group=group_of(job.bits), ranges="minmax", solver="rtn",
         reduce_range=job.reduce_range,
     )  # fmt: skip
 

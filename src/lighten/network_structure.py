@@ -17,7 +17,7 @@ from lighten.compensate import compensate
 from lighten.coupling import Couplings, couple
 from lighten.curves import curves
 from lighten.errors import ImpossibleBudget
-from lighten.job import BATCH, Job, quality, roughly
+from lighten.job import Job, quality, roughly
 from lighten.network import Network
 from lighten.progress import note, stage
 from lighten.shrink import shrink
@@ -43,11 +43,11 @@ def structure(
         job.run.folder / "latencies.json",
     )  # fmt: skip
     # stored, for a time that is taken again may be on the other side of the budget
-    whole = job.run.json("measured/whole", lambda: {"cost": spent.actual(job.network)})
+    whole = job.run.json(f"{job.within}measured/whole", lambda: {"cost": spent.actual(job.network)})
     if whole["cost"] <= room:
         note("the budget is met with no channel removed")
         return job.network, Plan({}), []
-    found = _curves(job, couplings)
+    found = axis_curves(job, couplings)
     axes = free(couplings.axes, found)
     streams = {a.name for a in axes} - {a.name for a in branches(axes)}
     ways = {"allocated": partial(spend, held=()), "uniform": partial(uniform, held=streams)}
@@ -64,7 +64,7 @@ def structure(
         if widths is None:
             continue
         same = next((shrunk for shrunk in made.values() if shrunk.widths == widths), None)
-        made[name] = same or _shrunk(job, couplings, found, widths, name)
+        made[name] = same or at_widths(job, couplings, found, widths, name)
     best = max(made, key=lambda name: network_results.score(made[name].quality))
     rows = [
         {"plan": name, "chosen": "yes" if name == best else "", **shrunk.quality}
@@ -102,11 +102,11 @@ def _widths(
                 return None
             return dict(met.widths)
 
-    stored = job.run.json(f"widths/{name}", work)
+    stored = job.run.json(f"{job.within}widths/{name}", work)
     return None if stored is None else {str(k): int(v) for k, v in stored.items()}
 
 
-def _shrunk(
+def at_widths(
     job: Job, couplings: Couplings, found: Mapping[str, Curve], widths: dict[str, int], name: str
 ) -> Shrunk:
     """The network at these widths, compensated and measured; stored by the widths, for two ways
@@ -120,7 +120,7 @@ def _shrunk(
         with stage(f"compensate ({name})", len(job.network.layers), "weights") as tick:
             better = compensate(job.network, small, couplings, keep, data, tick=tick)
         with stage(f"batch norms ({name})"):
-            norms = better_norms(job.network, better, data, batch=BATCH)
+            norms = better_norms(job.network, better, data)
         return {NORMS: norms.as_tensor(), **norms.network.module.state_dict()}
 
     stored = job.run.tensors(f"shrunk/{key}", compensated, given=widths)
@@ -137,7 +137,7 @@ def _shrunk(
     return Shrunk(small, widths, facts)
 
 
-def _curves(job: Job, couplings: Couplings) -> dict[str, Curve]:
+def axis_curves(job: Job, couplings: Couplings) -> dict[str, Curve]:
     """What every free axis loses at every width; stored."""
 
     def work() -> Mapping[str, Tensor]:

@@ -12,10 +12,10 @@ from lighten.cpu import saturates
 from lighten.edge_sensitivity import first_tensor, noise_ratio, sensitivity
 from lighten.errors import BadInput, WrongUse
 from lighten.lockstep import Lockstep
-from lighten.network import Network, batches
+from lighten.network import LINEAR, Network, batches
 from lighten.quantized import Quantized
 from lighten.ranges import METHODS, edges_of, fit_edge
-from lighten.registry import transforms
+from lighten.registry import formats, transforms
 from lighten.rewrite import editable, finished, weight_name
 from lighten.rounding import solvable
 from lighten.simulate import Simulation
@@ -32,6 +32,7 @@ def quantize(
     *,
     bits_weights: int = 8,
     bits_activations: int | None = 8,
+    group: int | None = None,
     keep_float: Collection[str] = (),
     bar: float | None = None,
     spare: int | None = None,
@@ -41,9 +42,11 @@ def quantize(
     solver: str = "gptq",
     apply: Sequence[str] = ("fold_batchnorm",),
 ) -> Quantized:
-    """network with weights rounded per channel and activations per tensor.
+    """network with weights rounded per channel, or in groups, and activations per tensor.
 
-    data: (count, ...) of the network's input, normalised. bits_activations: None leaves them float.
+    data: (count, ...) of the network's input, normalised. bits_activations: None leaves them float,
+    and then group is how many inputs of a linear weight share a scale and a zero point (32, 64 or
+    128); weights of convolutions, and rows that are no multiple of it, stay per channel.
     keep_float: names of weights or of graph nodes (as in the transformed network) left float. bar:
     least signal-to-noise ratio in dB of the first output, on images that were kept from the
     calibration; the weights and edges that cost most are left float until it is met. spare: bits,
@@ -57,6 +60,8 @@ def quantize(
     no choice of float edges meets the bar.
     """
     _check(data, bits_weights, bits_activations, ranges)
+    if group is not None:
+        _check_group(group, bits_weights, bits_activations)
     if spare is not None and (bar is None or not (bits_activations or 16) < spare <= 16):
         raise WrongUse(
             f"edges cannot be spared with {spare} bits",
@@ -78,8 +83,8 @@ def quantize(
     def made(free: Collection[str] = (), wide: Collection[str] = ()) -> Quantized:
         bits = dict.fromkeys(wide, spare or 8)
         return _lockstep(
-            network, seen, stored, bits_activations, kept.union(free), bits, ranges, symmetric,
-            solver,
+            network, seen, stored, bits_activations, group, kept.union(free), bits, ranges,
+            symmetric, solver,
         )  # fmt: skip
 
     result = made()
@@ -128,7 +133,8 @@ def quality(quantized: Quantized, network: Network, data: Tensor) -> float:
 
 def _lockstep(
     network: Network, data: Tensor, bits_weights: int, bits_activations: int | None,
-    keep: Collection[str], wider: Mapping[str, int], ranges: str, symmetric: bool, solver: str,
+    group: int | None, keep: Collection[str], wider: Mapping[str, int], ranges: str,
+    symmetric: bool, solver: str,
 ) -> Quantized:  # fmt: skip
     """wider: edges with bits of their own."""
     graph = editable(network)
@@ -139,9 +145,8 @@ def _lockstep(
             f"nothing is called `{unknown[0]}` in the network",
             "names are those of parameters and graph nodes after the transforms",
         )
-    spec = Spec(f"int{bits_weights}_channel_sym", solver=solver)
     specs = {
-        name: spec
+        name: Spec(_format(node, bits_weights, group), solver=solver)
         for node, name in _weights(graph)
         if name not in keep and node.name not in keep and solvable(node)
     }
@@ -159,9 +164,30 @@ def _lockstep(
     return Quantized(finished(network, graph), step.weights, step.chosen)
 
 
+def _format(node: fx.Node, bits: int, group: int | None) -> str:
+    """The format of a node's weight: in groups only a linear one whose rows they divide."""
+    name = f"int{bits}_g{group}"
+    if group is None or node.target not in LINEAR:
+        return f"int{bits}_channel_sym"
+    shape = node.args[1].meta["val"].shape  # type: ignore[union-attr]
+    return name if formats[name].accepts(tuple(shape)) is None else f"int{bits}_channel_sym"
+
+
 def _weights(graph: fx.GraphModule) -> list[tuple[fx.Node, str]]:
     pairs = [(node, weight_name(node)) for node in graph.graph.nodes]
     return [(node, name) for node, name in pairs if name is not None]
+
+
+def _check_group(group: int, weights: int, activations: int | None) -> None:
+    if activations is not None:
+        raise WrongUse(
+            f"groups of {group} weights and activations of {activations} bits",
+            "groups are for weights alone: bits_activations=None",
+        )
+    if f"int{weights}_g{group}" not in formats:
+        raise WrongUse(
+            f"there are no {weights}-bit weights in groups of {group}", "groups of 32, 64 or 128"
+        )
 
 
 def _check(data: Tensor, weights: int, activations: int | None, ranges: str) -> None:

@@ -25,7 +25,7 @@ pytest.importorskip("onnx")
 pytest.importorskip("onnxscript")
 pytest.importorskip("onnxruntime")
 
-from lighten import errors, front, job, network_cost, network_structure
+from lighten import batchnorms, errors, front, job, network_cost, network_structure
 from lighten.latency_operators import Operator
 from lighten.macs import macs
 from lighten.network import Network
