@@ -123,14 +123,23 @@ def spend(
         return actual
 
     if limit.unit == "ms":
-        times = LatencyTable(table, THREADS, weight_bits < 32)
         with stage("time operators"):
-            terms, fixed = latency_terms(network, axes, times)
+            terms, fixed = latency_terms(network, axes, times(table, weight_bits < 32))
         return Spend(terms, fixed, real(_p50), tolerance=0.04)
     layers = {layer.name for layer in network.layers}
     each = {name: (weight_bits if name in layers else 32) / 8 for name in parameter_counts(network)}
     terms, fixed = size_terms(network, axes, each)
     return Spend(terms, fixed, real(lambda path: float(nbytes(path))), tolerance=0.02)
+
+
+def times(table: Path, integer: bool) -> LatencyTable:
+    """The times of operators that are kept in a file, in int8 or in float."""
+    return LatencyTable(table, THREADS, integer)
+
+
+def taken(limit: Budget, path: Path) -> float:
+    """What a file, or a folder of files, really costs in the budget's unit: bytes or ms."""
+    return _p50(path) if limit.unit == "ms" else float(nbytes(path))
 
 
 def _p50(path: Path) -> float:

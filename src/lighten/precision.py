@@ -17,6 +17,9 @@ PRECISIONS: dict[str, Bits | None] = {
 }  # fmt: skip
 """What `quantize` may be -> bits of weights and of activations."""
 
+_FORMATS_COST = ("bytes", "share", "ms")
+"""Units of budgets that the format of a layer counts in."""
+
 GROUP = 32
 """Inputs of a linear weight that share a scale where activations stay float."""
 
@@ -27,11 +30,24 @@ def precision(quantize: str, limit: Budget | None) -> Bits | None:
     Raises WrongUse for an unknown word.
     """
     if quantize == "auto":
-        small = limit is None or limit.unit in ("bytes", "share", "ms")
-        return (8, 8) if small else None
+        return (8, 8) if limit is None or limit.unit in _FORMATS_COST else None
+    if quantize == "mixed":
+        if limit is None or limit.unit not in _FORMATS_COST:
+            raise WrongUse(
+                "quantize `mixed` needs a budget that the format of a layer counts in",
+                'such as --budget 25%, 300kB or "50% ms"',
+            )
+        return 8, 8
     if quantize not in PRECISIONS:
-        raise WrongUse(f"quantize is `{quantize}`", f"known: auto, {', '.join(PRECISIONS)}")
+        raise WrongUse(f"quantize is `{quantize}`", f"known: auto, mixed, {', '.join(PRECISIONS)}")
     return PRECISIONS[quantize]
+
+
+def mixes(quantize: str, limit: Budget | None) -> bool:
+    """Whether every layer gets a format of its own: where that was asked for, and in "auto" where
+    the format counts in the budget."""
+    counts = limit is not None and limit.unit in _FORMATS_COST
+    return quantize == "mixed" or (quantize == "auto" and counts)
 
 
 def group_of(bits: Bits) -> int | None:
