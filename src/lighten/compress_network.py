@@ -1,8 +1,8 @@
 """compress() for networks: prune -> compensate -> quantize -> export -> measure, on one screen.
 
 Every stage is stored in the run directory, and so resumes. What a budget is spent in decides what
-is done: multiply-adds and parameters by structure alone, bytes and milliseconds by 8-bit integers
-first and structure for the rest; `quantize` says otherwise.
+is done: multiply-adds and parameters by structure alone, bytes and milliseconds by structure and
+the formats of layers together; `quantize` says otherwise.
 """
 
 from __future__ import annotations
@@ -18,9 +18,10 @@ from lighten.cpu import saturates
 from lighten.errors import WrongUse
 from lighten.job import Job, quality, quantized, runner
 from lighten.network import Network
+from lighten.network_mixed import made_of, mixed
 from lighten.network_structure import structure
 from lighten.pipeline import Result
-from lighten.precision import precision
+from lighten.precision import mixes, precision
 from lighten.preflight import preflight
 from lighten.progress import note, stage
 from lighten.quantized import Quantized
@@ -49,12 +50,13 @@ def compress_network(
 ) -> Result:
     """Make a network fit `budget` ("0.5 macs", "2M params", "300kB", "25%", "12ms", "50% ms").
 
-    quantize: "int8" (or "w8a8"), "w4a8", "w4a4", "w8" and "w4" (weights alone), "none", or
-    "auto": 8 bits where the budget is in bytes or milliseconds, or there is no budget. sparsity: of the weights that are left once the
-    structure stands, "0.5" or "2:4" (all layers but the first and the last). multiple: channel
-    counts are multiples of it (8 for milliseconds, else 1). evaluate: called with the network (a
-    callable on batches), returns what counts, higher is better; else agreement with the original
-    and, with labels, accuracy.
+    quantize: "int8" (or "w8a8"), "w4a8", "w4a4", "w8" and "w4" (weights alone), "none", "mixed"
+    (each layer in the format that spends a budget in bytes or milliseconds best), or "auto": mixed
+    for such a budget, 8 bits without one. sparsity: of the weights that are left once the structure
+    stands, "0.5" or "2:4" (all layers but the first and the last). multiple: channel counts are
+    multiples of it (8 for milliseconds, else 1). evaluate: called with the network (a callable on
+    batches), returns what counts, higher is better; else agreement with the original and, with
+    labels, accuracy.
 
     Calling again resumes. Raises UserError for what a person can mend.
     """
@@ -97,13 +99,17 @@ def compress_network(
     with Run.open(folder, wanted) as run:
         job = Job(run, network, data, exporter, bits, reduced, multiple, sparsity, evaluate)
         before = _before(job, export)
-        small, plan, plans = structure(job, limit, before)
+        mix = mixes(quantize, limit)
+        if limit is not None and mix:
+            small, plan, plans = mixed(job, limit, before)
+        else:
+            small, plan, plans = structure(job, limit, before)
         given, place = plan.to_json(), _place(job, export)
         if run.whole(place, given=given) and run.whole("metrics.json", given=given):
             stored = run.json("metrics", dict, given=given)
             return Result(folder, run.path(place), plan, stored, small.module)
         small, sparse = _sparse(job, small, plan)
-        made = quantized(job, small) if bits else small
+        made = made_of(job, small, plan) if mix else quantized(job, small) if bits else small
         if sparse is not None and export == "checkpoint":
             made = sparse
         exported = _export(job, made, plan, export)
