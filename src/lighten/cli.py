@@ -46,7 +46,7 @@ Model = Annotated[
     typer.Argument(
         metavar="MODEL",
         help="A Hugging Face folder or hub id, a .gguf file; package.module:factory,"
-        " file.py:factory or a .pt2 file for a network.",
+        " file.py:factory or a .pt2 file for a network; to measure, an .onnx file too.",
     ),
 ]
 Folder = Annotated[
@@ -71,7 +71,9 @@ Std = Annotated[str | None, typer.Option(help="The same for the standard deviati
 Crop = Annotated[
     str | None, typer.Option(help='"center", "squash", or the share of the side that is kept.')
 ]
-Samples = Annotated[int, typer.Option(min=1, help="Windows of text.")]
+Samples = Annotated[
+    int | None, typer.Option(min=1, help="Windows of text (64) or images (2048) to measure on.")
+]
 Examples = Annotated[
     int | None,
     typer.Option(min=1, help="Windows of text (64) or images (1024) to calibrate on."),
@@ -199,20 +201,39 @@ def report(run: Folder, as_json: AsJson = False) -> None:
 def measure(
     model: Model,
     against: Annotated[
-        str | None, typer.Option(help="The reference, to compare token by token.")
+        str | None, typer.Option(help="The reference, to compare with on the same data.")
     ] = None,
     data: Data = None,
-    samples: Samples = 64,
+    weights: Weights = None,
+    against_weights: Annotated[
+        Path | None, typer.Option(help="Of a reference that is a network.")
+    ] = None,
+    size: Size = None,
+    mean: Mean = None,
+    std: Std = None,
+    crop: Crop = None,
+    samples: Samples = None,
     length: Length = 512,
     seed: Seed = 0,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Quality, bytes, speed and memory of any model file, with 95 % intervals."""
-    from lighten.measure import measure_model
+    """Quality, bytes, speed and memory of any model or .onnx file, with 95 % intervals."""
+    from lighten import front
 
-    found = measure_model(
-        model, against=against, data=data, samples=samples, length=length, seed=seed
+    found = front.measure(
+        model,
+        against=against,
+        data=data,
+        weights=weights,
+        against_weights=against_weights,
+        size=size,
+        mean=mean,
+        std=std,
+        crop=crop,
+        samples=samples,
+        length=length,
+        seed=seed,
     )
     _show(found, as_json)
 

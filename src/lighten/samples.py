@@ -55,10 +55,10 @@ def samples(
     if calibration < 1:
         raise WrongUse(f"{calibration} examples to calibrate on", "give at least 1")
     if test is not None:
-        x, _ = _gather(data, calibration, seed)
-        held, labels = _gather(test, None, seed)
+        x, _ = gathered(data, calibration, seed)
+        held, labels = gathered(test, None, seed)
     else:
-        x, labels = _gather(data, calibration + HELD_OUT, seed)
+        x, labels = gathered(data, calibration + HELD_OUT, seed)
         if len(x) < 2:
             raise BadInput(
                 f"{source or 'the data'} has {len(x)} example",
@@ -82,7 +82,7 @@ def samples(
     return Samples(x, held, labels, source or _called(data), digest(x, held, labels))
 
 
-def _gather(data: Any, most: int | None, seed: int) -> tuple[Tensor, Tensor | None]:
+def gathered(data: Any, most: int | None, seed: int) -> tuple[Tensor, Tensor | None]:
     """Up to `most` inputs and their labels, in memory; sized data is drawn from as a whole."""
     if hasattr(data, "tensor") and hasattr(data, "labels"):  # lighten.images.Images
         index = draw(len(data), most, seed)

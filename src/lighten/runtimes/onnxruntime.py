@@ -58,6 +58,12 @@ class Session:
         self.path = path
         self.names = tuple(value.name for value in self.session.get_inputs())
 
+    @property
+    def shapes(self) -> tuple[tuple[int | None, ...], ...]:
+        """Of each input; None for a dimension that may have any size."""
+        given = (value.shape for value in self.session.get_inputs())
+        return tuple(tuple(n if isinstance(n, int) else None for n in shape) for shape in given)
+
     def __call__(self, *inputs: Tensor) -> list[Tensor]:
         """All outputs, for the inputs in the file's order; raises WrongUse, BadOutput."""
         if len(inputs) != len(self.names):
