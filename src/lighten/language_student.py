@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from torch.utils.checkpoint import checkpoint
 
-from lighten.learned_weight import LearnedWeight, learnable
+from lighten.learned_weight import LearnedVector, LearnedWeight, learnable
 from lighten.model import Model
 from lighten.solve import Dense
 from lighten.types import Compressed
@@ -90,32 +90,36 @@ class LanguageStudent(LanguageModel):
         super().__init__(model, weights, device)
         layers = {layer.name: layer for layer in model.layers}
         self.vectors = _vectors(self.module) if vectors else {}
+        for name, vector in self.vectors.items():
+            attach(self.module, name, vector)
         self.learned: dict[str, LearnedWeight] = {}
         for name in weights:
             weight = weights[name]
             if learnable(weight):
                 original = model.weight(layers[name]) if mode == "all" else None
                 made = LearnedWeight(weight, mode, original, layers[name].transposed).to(device)
-                attach(self.module.get_submodule(name.rpartition(".")[0]), made)
+                attach(self.module, name, made)
                 self.learned[name] = made
         insert(self.module, model.blocks)
-        trained = {f"vector.{name}": p.requires_grad_(True) for name, p in self.vectors.items()}
-        for name, each in self.learned.items():
+        trained: dict[str, nn.Parameter] = {}
+        for name, each in (*self.learned.items(), *self.vectors.items()):
             trained |= {f"{part}@{name}": p for part, p in each.named_parameters()}
         for name, p in trained.items():
             self.register_parameter(name.replace(".", "/"), p)
 
     def freeze(self) -> tuple[dict[str, Compressed], dict[str, Tensor]]:
         """The learned weights in their bytes, and the learned vectors by their names."""
-        vectors = {name: p.detach().clone() for name, p in self.vectors.items()}
+        vectors = {name: each.freeze() for name, each in self.vectors.items()}
         return {name: each.freeze() for name, each in self.learned.items()}, vectors
 
 
-def attach(module: nn.Module, learned: LearnedWeight) -> None:
-    """Parametrize a module's `weight`; the parameter of old keeps no memory."""
-    module.weight.requires_grad_(False)  # type: ignore[union-attr, operator]
-    parametrize.register_parametrization(module, "weight", learned, unsafe=True)
-    original: nn.Parameter = module.parametrizations.weight.original  # type: ignore[union-attr, assignment, index]
+def attach(module: nn.Module, name: str, learned: nn.Module) -> None:
+    """Parametrize the parameter `name`; the parameter of old keeps no memory."""
+    path, _, key = name.rpartition(".")
+    owner = module.get_submodule(path)
+    parametrize.register_parametrization(owner, key, learned, unsafe=True)
+    original: nn.Parameter = owner.parametrizations[key].original  # type: ignore[union-attr, assignment, index]
+    original.requires_grad_(False)
     original.data = original.data.new_empty(0)
 
 
@@ -126,6 +130,7 @@ def insert(module: nn.Module, blocks: tuple[str, ...]) -> None:
         siblings[i] = Recomputed(block)
 
 
-def _vectors(module: nn.Module) -> dict[str, nn.Parameter]:
+def _vectors(module: nn.Module) -> dict[str, LearnedVector]:
     """Norms and biases: parameters of one dimension, in their own names."""
-    return {name: p for name, p in module.named_parameters() if p.dim() == 1 and p.numel()}
+    found = {name: p for name, p in module.named_parameters() if p.dim() == 1}
+    return {name: LearnedVector(p) for name, p in found.items()}

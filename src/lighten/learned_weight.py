@@ -3,11 +3,14 @@
 The grid's tensors (scales, mins, float16 factors, zero points) become parameters; what is computed
 with is always what can be stored: rounded by the format, with the gradient passed straight through.
 
-    value = settle(start + unit * theta),  dvalue / dtheta = unit
+    value = settle(start * (1 + row) + unit * theta)
 
-unit: (out, 1, ...), the mean magnitude of the row's entries, so that one learning rate suits all of
-them. With mode "all" the codes move too: a latent weight lies inside the cell of its code, leaning
-to where the original weight is, and a code changes when the latent crosses into the next cell.
+row: one number for an output, on the factors that its whole row is multiplied by. theta: one for
+each entry. unit: (out, 1, ...), the mean magnitude of the row's entries, so that rates are shares.
+Few numbers learn well from little text, many do not, so row has the larger rate.
+
+With mode "all" the codes move too: a latent weight lies inside the cell of its code, leaning to
+where the original weight is, and a code changes when the latent crosses into the next cell.
 
 *Source:* straight-through: Bengio et al. 2013 (arXiv 1308.3432), section 3; learned step sizes:
 Esser et al. 2020 (arXiv 1902.08153), equation 3; codes that move within reach: Cheng et al. 2023
@@ -34,7 +37,7 @@ class LearnedWeight(nn.Module):
     """A parametrization (torch.nn.utils.parametrize) that gives a weight as the runtime decodes it.
 
     mode: "scales" (codes frozen) or "all" (codes may move; needs `original` (out, in)). Parameters:
-    one theta per grid tensor, shaped as it, and for "all" `offset` (out, in), in steps of the grid.
+    row (out, 1), a theta for each tensor of the grid, for "all" offset (out, in) in steps of it.
     transposed: the module stores (in, out).
     """
 
@@ -55,6 +58,8 @@ class LearnedWeight(nn.Module):
         self.theta = nn.ParameterDict(
             {k: nn.Parameter(torch.zeros_like(g)) for k, g in grid.items()}
         )
+        self.row = nn.Parameter(torch.zeros(weight.shape[0], 1, device=codes.device))
+        self.factors = {"d", "dmin"} if "d" in grid else {"scale", "min"}
         for name, g in grid.items():
             unit = g.abs().mean(tuple(range(1, g.dim())), keepdim=True)
             self.register_buffer(f"start_{name}", g, persistent=False)
@@ -63,6 +68,8 @@ class LearnedWeight(nn.Module):
             if original is None:
                 raise WrongUse("codes can be learned beside the original weight only")
             pace = steps(weight.format, codes, grid)
+            self.pace: Tensor
+            self.level: Tensor
             self.register_buffer("pace", pace, persistent=False)
             now = weight.format.decode(codes, grid)
             away = (original.to(now) - now) / pace.clamp_min(1e-30)
@@ -73,7 +80,9 @@ class LearnedWeight(nn.Module):
         """The grid as it would be stored, its gradient straight through the rounding."""
         found = {}
         for name, theta in self.theta.items():
-            value = getattr(self, f"start_{name}") + getattr(self, f"unit_{name}") * theta
+            start: Tensor = getattr(self, f"start_{name}")
+            start = start * (1 + self.row) if name in self.factors else start
+            value = start + getattr(self, f"unit_{name}") * theta
             stored = self.weight.format.settle(name, value.detach().clone())
             found[name] = value + (stored - value).detach()
         return found
@@ -106,6 +115,27 @@ class LearnedWeight(nn.Module):
         w = self.weight
         parts = w.format.pack(codes, grid)
         return Compressed(w.spec, w.shape, w.format, parts)
+
+
+class LearnedVector(nn.Module):
+    """A norm or a bias, which is stored in full: value = start + unit * vector, unit |start|, or a
+    tenth of the mean where that is more."""
+
+    def __init__(self, start: Tensor) -> None:
+        super().__init__()
+        self.start: Tensor
+        self.unit: Tensor
+        self.register_buffer("start", start.detach().clone(), persistent=False)
+        size = self.start.abs()
+        self.register_buffer("unit", size.maximum(0.1 * size.mean()), persistent=False)
+        self.vector = nn.Parameter(torch.zeros_like(self.start))
+
+    def forward(self, _: Tensor) -> Tensor:
+        return self.start + self.unit * self.vector
+
+    @torch.no_grad()
+    def freeze(self) -> Tensor:
+        return self(self.start)  # type: ignore[no-any-return]
 
 
 @torch.no_grad()

@@ -42,11 +42,11 @@ TOKENS = 1024
 FOLDER, TAKEN = "recovered", "recovered/taken"
 """Where in the run what was learned is stored, and whether it was taken."""
 
-RATE = 3e-4
-"""Of scales and mins, in shares of their mean magnitude."""
+RATE = 1e-3
+"""Of norms and of what whole rows are multiplied by, in shares of their magnitude."""
 
-FACTORS = {"theta": 1.0, "offset": 60.0, "vector": 1.0}
-"""What a rate is multiplied by: the grid's tensors, codes (in steps of the grid), norms."""
+FACTORS = {"row": 1.0, "vector": 1.0, "theta": 0.03, "offset": 10.0}
+"""What a rate is multiplied by: rows, norms, the grid's entries, codes (in steps of the grid)."""
 
 
 @dataclass(frozen=True)

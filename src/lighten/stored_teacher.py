@@ -67,7 +67,7 @@ class StoredTeacher:
         index, log_p = [], []
         rows = max(1, LOGITS // self.vocabulary)
         for ids in windows:
-            for hidden in teacher(ids[None])[0].split(rows):
+            for hidden in torch.split(teacher(ids[None])[0], rows):
                 found = logits(hidden, head.weight, head.bias, head).log_softmax(-1).topk(self.k)
                 index.append(found.indices.to(torch.int32).cpu())
                 log_p.append(found.values.half().cpu())
