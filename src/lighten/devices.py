@@ -26,12 +26,9 @@ def start_fabric(
     strategy: Any = "auto",
 ) -> Fabric:
     """Fabric on the best device, its processes started; raises MissingPackage, WrongUse."""
-    try:
-        from lightning.fabric import Fabric
-    except ImportError as error:
-        raise MissingPackage(
-            "learning needs the package `lightning`", "pip install lighten[train]"
-        ) from error
+    need_lightning()
+    from lightning.fabric import Fabric
+
     device = chosen(accelerator)
     # it tells everyone which precision it was given, through whichever logger was made last
     logs = [logging.getLogger(f"lightning.{part}") for part in ("fabric", "pytorch")]
@@ -55,6 +52,16 @@ def start_fabric(
         for log, level in zip(logs, levels, strict=True):
             log.setLevel(level)
     return fabric
+
+
+def need_lightning() -> None:
+    """Raises MissingPackage where the package `lightning` is not installed."""
+    try:
+        import lightning.fabric  # noqa: F401
+    except ImportError as error:
+        raise MissingPackage(
+            "learning needs the package `lightning`", "pip install lighten[train]"
+        ) from error
 
 
 def chosen(accelerator: str) -> str:

@@ -118,6 +118,12 @@ class Checkpoints:
         place(self.folder / name, self.folder / PARTIAL, write)
 
 
+def remove_states(folder: Path) -> None:
+    """Remove the states of a training whose result is stored elsewhere; its history stays."""
+    for path in (*folder.glob("step-*.safetensors"), *folder.glob("best-*.safetensors")):
+        path.unlink()
+
+
 def _apart(tensor: Tensor) -> Tensor:
     """A tensor as safetensors wants it: on the CPU, contiguous, memory of its own."""
     return torch.empty(tensor.shape, dtype=tensor.dtype).copy_(tensor.detach())

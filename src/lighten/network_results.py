@@ -64,10 +64,12 @@ def results(
     notes: Sequence[str],
     data: Samples,
     room: tuple[str, float] | None = None,
+    learned: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """{"before", "after"}: quantities by name; "plans": what was measured; "problems", "notes".
 
-    room: the quantity that the budget limits, and the most that it may be.
+    room: the quantity that the budget limits, and the most that it may be. learned: what recovery
+    adds, "recover" and "steps", of which the last is what was exported.
     """
     problems = []
     if after["bytes"] > before["bytes"]:
@@ -95,10 +97,20 @@ def results(
         "data": data.source,
         "plan": chosen,
         "plans": short,
+        **_with_last_step(learned or {}, after),
         "widths": [{"axis": name, "units": width} for name, width in plan.widths.items()],
         "notes": remarks,
         "problems": problems,
     }
+
+
+def _with_last_step(learned: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:
+    """What recovery adds, the exported file's quality as the last row of its steps."""
+    if "steps" not in learned:
+        return dict(learned)
+    shown = [key for key in learned["steps"][-1] if key != "step"]
+    last = {"step": "exported", **{key: after[key] for key in shown if key in after}}
+    return {**learned, "steps": [*learned["steps"], last]}
 
 
 def score(quality: Mapping[str, Any]) -> float:

@@ -74,8 +74,8 @@ def recover(
     """Let a network learn to do what its teacher does; it never comes back worse on held-out data.
 
     Norms over the batch see batches and learn their statistics, as when a network is trained.
-    data: without labels the best state is that of least KL divergence, with labels that of highest
-    accuracy. masks: weight -> bool, of its shape, True where it stays: what is False stays zero.
+    data: without labels the best state is that of least KL divergence from the teacher, with labels
+    that of highest accuracy. masks: weight -> bool, of its shape; what is False stays zero.
     For all else see lighten.learn.learn. `network` is not changed. Raises UserError.
     """
     lesson = Lesson.parse(learn_from) if isinstance(learn_from, str) else learn_from
@@ -114,15 +114,19 @@ def recover(
     metrics = {
         "length": str(Length.parse(length)), "learn_from": str(lesson), "rate": value,
         "steps": learned.steps, "best_step": learned.best_step, "examples": data.course.count,
-        "held_out": len(data.held_out), "measure": evaluate.measure, "before": abs(learned.first),
-        "after": abs(learned.best), "minutes": round(learned.seconds / 60, 2),
+        "held_out": len(data.held_out), "measure": evaluate.measure,
+        "before": evaluate.shown(learned.first), "after": evaluate.shown(learned.best),
+        "minutes": round(learned.seconds / 60, 2),
     }  # fmt: skip
     return Recovered(student, metrics, learned)
 
 
 class Judge:
     """How good a student is on data held out: accuracy with labels, else minus the mean KL
-    divergence from the teacher, or where outputs are no logits minus the relative error."""
+    divergence from the teacher, or where outputs are no logits minus the relative error.
+
+    Of equal accuracy, less KL divergence is better: it counts for less than half an example.
+    """
 
     def __init__(self, teacher: Network, data: TrainingData) -> None:
         self.data = data
@@ -140,9 +144,17 @@ class Judge:
             self.data.labels if self.measure == "accuracy" else None,
             reference=self.reference, size=BATCH, resamples=1,
         ).as_dict()  # fmt: skip
-        value: Any = found[self.measure]
-        number = float(value["value"])
-        return number if self.measure == "accuracy" else -number
+        values: Any = found
+        number = float(values[self.measure]["value"])
+        if self.measure != "accuracy":
+            return -number
+        kld = float(values["mean_kld"]["value"])
+        return number - 0.5 * kld / (1 + kld) / len(self.data.held_out)
+
+    def shown(self, value: float) -> float:
+        """What `measure` says of a value of this."""
+        count = len(self.data.held_out)
+        return round(value * count) / count if self.measure == "accuracy" else -value
 
 
 def teaching(teacher: Network, lesson: Lesson) -> Network:

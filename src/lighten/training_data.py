@@ -25,7 +25,8 @@ MOST = 4_000_000_000
 @dataclass(frozen=True, eq=False)
 class TrainingData:
     """course: what is learned from. held_out (count, ...), labels (count,): what the best state is
-    chosen by; labels None where there are none. digest: sha256 in hex."""
+    chosen by; labels None where there are none. digest: sha256 in hex of what is held out and
+    of which are learned from."""
 
     course: ImageCourse
     held_out: Tensor
@@ -36,13 +37,15 @@ class TrainingData:
 
 def training_data(
     data: Any, *, calibration: int = 1024, tested: bool = False, seed: int = 0,
-    augment: str = "crop+flip", source: str = "",
+    augment: str = "auto", source: str = "",
 ) -> TrainingData:  # fmt: skip
     """All of `data` but what lighten.samples.samples, asked in the same way, measures on.
 
     data: lighten.images.Images, a tensor (count, ...), a pair (inputs, labels) or an iterable of
     batches that `collected` has read. tested: other data was given to measure on. Images stay
-    encoded until they are asked for; augmented before they are normalised. Raises UserError.
+    encoded until they are asked for; augmented before they are normalised. augment: as ImageCourse
+    has it, or "auto": "crop+flip" for images (count, 1 or 3 channels, height, width), else "none".
+    Raises UserError.
     """
     data = collected(data)
     inputs, labels = (
@@ -59,11 +62,12 @@ def training_data(
             "two are needed, one of them to choose the best state by; give more data, or --test",
         )
     learned, held_out = order[:-held], order[-held:]
+    if augment == "auto":
+        shape = tuple(inputs.shape[1:]) if isinstance(inputs, Tensor) else inputs.shape
+        augment = "crop+flip" if len(shape) == 3 and shape[0] in (1, 3) else "none"
     course = ImageCourse(inputs, labels, rows=learned, augment=augment)
     x, y = ImageCourse(inputs, labels, rows=held_out).batch(torch.arange(held), torch.Generator())
     found = digest(x, y, course.rows)
-    if labels is not None and not bool((labels >= 0).all()):
-        labels = y = None  # where some are unknown, none is used
     return TrainingData(course, x, y, source or str(getattr(data, "source", "")), found)
 
 

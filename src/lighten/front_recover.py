@@ -1,0 +1,59 @@
+"""The public verb for networks that lost something: recover(small, teacher, data=loader)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from lighten.front import loaded, opened
+from lighten.network import Network
+from lighten.prune import Pruned
+from lighten.recover import BATCH, Recovered
+from lighten.recover import recover as recover_network
+from lighten.training_data import training_data
+
+
+def recover(
+    model: Any,
+    teacher: Any,
+    example_inputs: Any = None,
+    *,
+    data: Any,
+    length: str = "10epochs",
+    learn_from: str = "logits:1",
+    rate: float | None = None,
+    batch: int = BATCH,
+    augment: str = "auto",
+    optimizer: str = "sgd",
+    masks: Mapping[str, Tensor] | None = None,
+    patience: int | None = None,
+    average: float | None = None,
+    precision: str = "auto",
+    accelerator: str = "auto",
+    folder: str | Path | None = None,
+    seed: int = 0,
+) -> Recovered:
+    """Let `model` learn to do what `teacher` does; never worse on held-out data than it was.
+
+    model, teacher: modules with example_inputs, or what `lighten.prune` gave. data: as for
+    lighten.compress; all of it is learned from but a tenth (at most 2048), by which the best state
+    is chosen. folder: of checkpoints, from which the same call goes on, and logs. augment:
+    "crop+flip", "flip", "none" or "auto" (the first, of images). For all else see
+    lighten.recover.recover. The model itself is not changed: the result has a `network`.
+    Raises UserError.
+    """
+    small, large = _network(model, example_inputs), _network(teacher, example_inputs)
+    found = loaded(data, large, size=None, mean=None, std=None, crop=None)
+    return recover_network(
+        small, large, training_data(found, tested=True, augment=augment, seed=seed), length=length,
+        learn_from=learn_from, rate=rate, batch=batch, optimizer=optimizer, masks=masks,
+        patience=patience, average=average, precision=precision, accelerator=accelerator,
+        folder=None if folder is None else Path(folder), seed=seed,
+    )  # fmt: skip
+
+
+def _network(made: Any, example_inputs: Any) -> Network:
+    return made.network if isinstance(made, Pruned) else opened(made, example_inputs)

@@ -1,0 +1,144 @@
+"""Recovery as a stage of a run: prune -> recover -> quantize, with numbers for each step.
+
+run/recover/network-<digest>.safetensors     the recovered state
+run/recover/network-<digest>.json            what was learned, and how long it took
+run/recover/learning-<digest>/               history.jsonl, TensorBoard, and while it lasts
+                                             checkpoints (lighten.learn_state)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from lighten.atomic import sha256
+from lighten.devices import need_lightning
+from lighten.errors import WrongUse
+from lighten.job import Job, quality
+from lighten.learn_state import remove_states
+from lighten.length import Length
+from lighten.lesson import Lesson
+from lighten.network import Network
+from lighten.progress import stage
+from lighten.quantized import Quantized
+from lighten.recover import recover
+from lighten.sparse import nearest
+from lighten.training_data import TrainingData, training_data
+from lighten.types import Compressed
+
+LEARN_FROM = "logits:1"
+
+_SHOWN = ("accuracy", "evaluate", "top1_agreement", "mean_kld", "relative_error")
+
+
+@dataclass(frozen=True, eq=False)
+class Recovery:
+    """What is learned back, how long and from what. rate None: lighten.recover's own."""
+
+    length: Length
+    lesson: Lesson
+    rate: float | None
+    augment: str
+    data: TrainingData
+    seed: int = 0
+
+    @classmethod
+    def of(
+        cls, data: Any, length: str, learn_from: str | None, rate: float | None,
+        augment: str | None, *, calibration: int, tested: bool, seed: int = 0, source: str = "",
+    ) -> Recovery:  # fmt: skip
+        """Read what a user wrote, before anything is computed; raises WrongUse, MissingPackage.
+
+        data, calibration, tested, seed: see lighten.training_data. augment: without a word,
+        "crop+flip" for images and "none" for all else.
+        """
+        need_lightning()
+        span, lesson = Length.parse(length), Lesson.parse(learn_from or LEARN_FROM)
+        if rate is not None and not rate > 0:
+            raise WrongUse(f"a rate of {rate} cannot be", "such as 0.05")
+        found = training_data(
+            data, calibration=calibration, tested=tested, seed=seed, augment=augment or "auto",
+            source=source,
+        )  # fmt: skip
+        if "labels" in lesson.needs and found.course.labels is None:
+            raise WrongUse(f"`{lesson}` needs labels, the data has none", "learn from `logits`")
+        return cls(span, lesson, rate, found.course.augment, found, seed)
+
+    def request(self) -> dict[str, Any]:
+        """What another request differs in."""
+        return {
+            "length": str(self.length), "learn_from": str(self.lesson), "rate": self.rate,
+            "augment": self.augment, "data": self.data.digest, "seed": self.seed,
+        }  # fmt: skip
+
+
+def recovered(
+    job: Job,
+    network: Network,
+    sparse: Quantized | None,
+    recovery: Recovery,
+    before: Mapping[str, Any],
+    given: str,
+) -> tuple[Network, Quantized | None, dict[str, Any]]:
+    """The network after it has learned from the original, its sparse weights too, and what
+    metrics.json says: {"recover": [what was learned], "steps": [quality after each step]}.
+
+    before: quality of the original. given: what `network` was made by.
+    """
+    key = sha256(given.encode())[:12]
+    name, folder = f"recover/network-{key}", job.run.folder / "recover" / f"learning-{key}"
+    kept = {} if sparse is None else {n: _kept(w) for n, w in sparse.weights.items()}
+    state = network.module.state_dict()
+
+    def learn() -> Mapping[str, Tensor]:
+        masks = {n: mask.reshape(state[n].shape) for n, mask in kept.items()}
+        found = recover(
+            network, job.network, recovery.data, length=recovery.length, learn_from=recovery.lesson,
+            rate=recovery.rate, masks=masks, folder=folder, seed=recovery.seed,
+        )  # fmt: skip
+        job.run.json(name, lambda: found.metrics, given=given)
+        return found.network.module.state_dict()
+
+    pruned = job.run.json(
+        "measured/before_recovery", lambda: _measured(job, network, "before recovery"), given=given
+    )
+    network.module.load_state_dict(job.run.tensors(name, learn, given=given))
+    remove_states(folder)  # what they led to is stored
+    if sparse is not None:
+        values = network.module.state_dict()
+        again = {
+            n: _repacked(w, values[n].reshape(w.shape), kept[n]) for n, w in sparse.weights.items()
+        }
+        sparse = Quantized(network, again, {})
+    after = job.run.json(
+        "measured/recovered", lambda: _measured(job, network, "after recovery"), given=given
+    )
+    steps = {"original": before, "pruned": pruned, "recovered": after}
+    return network, sparse, {
+        "recover": [job.run.json(name, dict, given=given)],
+        "steps": [row(step, found) for step, found in steps.items()],
+    }  # fmt: skip
+
+
+def row(step: str, found: Mapping[str, Any]) -> dict[str, Any]:
+    """What a table of steps shows of a quality."""
+    return {"step": step, **{k: found[k] for k in _SHOWN if k in found}}
+
+
+def _measured(job: Job, network: Network, what: str) -> dict[str, Any]:
+    with stage(f"measure {what}"):
+        return quality(job, network)
+
+
+def _kept(weight: Compressed) -> Tensor:
+    """(out, in) bool: what of a sparse weight is stored."""
+    _, grid = weight.format.unpack(weight.parts, weight.shape)
+    return grid["mask"]
+
+
+def _repacked(weight: Compressed, values: Tensor, kept: Tensor) -> Compressed:
+    format: Any = weight.format
+    return nearest(values.float(), kept, format, None, weight.spec)
