@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
@@ -37,6 +37,8 @@ class Job:
     evaluate: Callable[[Any], float] | None
     within: str = ""
     """A folder of the run, with its slash, for what depends on the bits."""
+    made: dict[str, tuple[Network, Quantized]] = field(default_factory=dict)
+    """Plan's JSON -> of which network what was made, in this process."""
 
 
 def quantized(job: Job, network: Network) -> Quantized:

@@ -92,12 +92,18 @@ def mixed(
 
 
 def made_of(job: Job, network: Network, plan: Plan) -> Network | Quantized:
-    """The network with its layers in the plan's formats; deterministic, and so not stored."""
+    """The network with its layers in the plan's formats; deterministic, and so not stored, but
+    what this process has made already is not made again."""
+    known = job.made.get(plan.to_json())
+    if known is not None and known[0] is network:
+        return known[1]
     specs = {name: Spec.parse(text) for name, text in plan.specs.items()}
     if not any(spec.format for spec in specs.values()):
         return network
     with stage("quantize"):
-        return quantize_mixed(network, job.samples.calibration, specs)
+        found = quantize_mixed(network, job.samples.calibration, specs)
+    job.made[plan.to_json()] = network, found
+    return found
 
 
 def _singles(job: Job, limit: Budget) -> dict[str, Bits]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -66,7 +67,8 @@ def results(
     room: tuple[str, float] | None = None,
     learned: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """{"before", "after"}: quantities by name; "plans": what was measured; "problems", "notes".
+    """{"before", "after"}: quantities by name; "plans": what was measured; "problems", "notes";
+    "formats": how many layers have which, where they have their own.
 
     room: the quantity that the budget limits, and the most that it may be. learned: what recovery
     adds, "recover" and "steps", of which the last is what was exported.
@@ -99,9 +101,17 @@ def results(
         "plans": short,
         **_with_last_step(learned or {}, after),
         "widths": [{"axis": name, "units": width} for name, width in plan.widths.items()],
+        **_formats(plan),
         "notes": remarks,
         "problems": problems,
     }
+
+
+def _formats(plan: Plan) -> dict[str, Any]:
+    """How many layers have which format, where layers have formats of their own."""
+    counts = Counter(plan.specs.values())
+    rows = [{"format": text, "layers": n} for text, n in sorted(counts.items())]
+    return {"formats": rows} if rows else {}
 
 
 def _with_last_step(learned: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:

@@ -98,6 +98,8 @@ def test_a_budget_between_two_precisions_gives_a_mix(done: Result) -> None:
     assert not done.metrics["problems"]
     assert set(done.plan.specs) == NAMES
     assert len(set(done.plan.specs.values())) > 1
+    told = {row["format"]: row["layers"] for row in done.metrics["formats"]}
+    assert told == {t: list(done.plan.specs.values()).count(t) for t in done.plan.specs.values()}
     rows = {row["plan"]: row for row in done.metrics["plans"]}
     assert {"int8", "w4a8"} <= set(rows), "the plain ways stand beside it"
     assert done.metrics["plan"].startswith("mixed")
