@@ -25,6 +25,7 @@ from lighten.precision import mixes, precision
 from lighten.preflight import preflight
 from lighten.progress import note, stage
 from lighten.quantized import Quantized
+from lighten.recover_stage import Recovery, recovered
 from lighten.registry import exporters
 from lighten.run import Run, default_folder
 from lighten.samples import Samples
@@ -44,6 +45,7 @@ def compress_network(
     export: str = "onnx",
     quantize: str = "auto",
     sparsity: str | None = None,
+    recovery: Recovery | None = None,
     evaluate: Callable[[Any], float] | None = None,
     multiple: int | None = None,
     out: str | Path | None = None,
@@ -53,10 +55,10 @@ def compress_network(
     quantize: "int8" (or "w8a8"), "w4a8", "w4a4", "w8" and "w4" (weights alone), "none", "mixed"
     (each layer in the format that spends a budget in bytes or milliseconds best), or "auto": mixed
     for such a budget, 8 bits without one. sparsity: of the weights that are left once the structure
-    stands, "0.5" or "2:4" (all layers but the first and the last). multiple: channel counts are
-    multiples of it (8 for milliseconds, else 1). evaluate: called with the network (a callable on
-    batches), returns what counts, higher is better; else agreement with the original and, with
-    labels, accuracy.
+    stands, "0.5" or "2:4" (all layers but the first and the last). recovery: what is learned back
+    from the original before quantization. multiple: channel counts are multiples of it (8 for
+    milliseconds, else 1). evaluate: called with the network (a callable on batches), returns what
+    counts, higher is better; else agreement with the original and, with labels, accuracy.
 
     Calling again resumes. Raises UserError for what a person can mend.
     """
@@ -94,6 +96,7 @@ def compress_network(
         "sparsity": sparsity, "evaluate": getattr(evaluate, "__qualname__", evaluate and "given"),
         "reduce_range": reduced, "multiple": multiple,
         "inputs": [list(x.shape) for x in network.inputs],
+        **({} if recovery is None else {"recover": recovery.request()}),
     }  # fmt: skip
     preflight(folder, disk=8 * network.nbytes, memory=_memory_needed(network, data))
     with Run.open(folder, wanted) as run:
@@ -107,8 +110,14 @@ def compress_network(
         given, place = plan.to_json(), _place(job, export)
         if run.whole(place, given=given) and run.whole("metrics.json", given=given):
             stored = run.json("metrics", dict, given=given)
+            if recovery is not None:
+                small, sparse = _sparse(job, small, plan)
+                small, *_ = recovered(job, small, sparse, recovery, before, given)
             return Result(folder, run.path(place), plan, stored, small.module)
         small, sparse = _sparse(job, small, plan)
+        learned: dict[str, Any] = {}
+        if recovery is not None:
+            small, sparse, learned = recovered(job, small, sparse, recovery, before, given)
         made = made_of(job, small, plan) if mix else quantized(job, small) if bits else small
         if sparse is not None and export == "checkpoint":
             made = sparse
@@ -117,7 +126,7 @@ def compress_network(
             "metrics",
             lambda: network_results.results(
                 before, _after(job, made, small, exported, export), plans, plan,
-                [*small.notes, *exporter.notes(made)], data, _room(limit, before),
+                [*small.notes, *exporter.notes(made)], data, _room(limit, before), learned,
             ),
             given=given,
         )  # fmt: skip

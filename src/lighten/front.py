@@ -44,6 +44,10 @@ def compress(
     mean: Any = None,
     std: Any = None,
     crop: Any = None,
+    recover: str | None = None,
+    learn_from: str | None = None,
+    rate: float | None = None,
+    augment: str | None = None,
     out: str | Path | None = None,
     samples: int | None = None,
     length: int = 512,
@@ -61,13 +65,20 @@ def compress(
     path of text. test: other data of that kind to measure on. evaluate: called with the network (a
     callable on batches), returns what counts, higher is better. export: "onnx" or "checkpoint" of
     networks, "gguf" and others of language models. quantize, sparsity: see
-    lighten.compress_network.
+    lighten.compress_network. recover: "10epochs" or "500steps" of learning what was lost back from
+    the model as it came; learn_from: the lesson, "logits:1" where none is given. rate, augment: of
+    networks, see lighten.recover.
 
     The same call resumes. Raises UserError for what a person can mend.
     """
+    if recover is None:
+        for name, given in {"learn_from": learn_from, "rate": rate, "augment": augment}.items():
+            if given is not None:
+                raise WrongUse(f"{name} says how to recover", 'add recover, such as "10epochs"')
     if not is_network(model):
         for name, value in {
             "example_inputs": example_inputs, "evaluate": evaluate, "quantize": quantize,
+            "rate": rate, "augment": augment,
             "weights": weights, "size": size, "mean": mean, "std": std, "test": test,
             "multiple": multiple, "crop": crop, "sparsity": sparsity,
         }.items():  # fmt: skip
@@ -79,18 +90,31 @@ def compress(
         return compress_language_model(
             model, budget=budget, max_kld=max_kld, data=data, export=export or "gguf", out=out,
             samples=SAMPLES["windows"] if samples is None else samples, length=length, seed=seed,
+            recover=recover, learn_from=learn_from,
         )  # fmt: skip
     if max_kld is not None:
         raise WrongUse("max_kld is for language models", "give a budget")
     from lighten.compress_network import compress_network
 
-    opened, found = opened_with_data(
-        model, example_inputs, data, test=test, weights=weights, size=size, mean=mean, std=std,
-        crop=crop, count=samples, seed=seed,
+    need_data(data)
+    network, recovery = opened(model, example_inputs, weights, size), None
+    if recover is not None:
+        from lighten.recover_stage import Recovery
+        from lighten.training_data import collected
+
+        # once, for what is measured on must not be learned from
+        data = collected(loaded(data, network, size=size, mean=mean, std=std, crop=crop))
+        recovery = Recovery.of(
+            data, recover, learn_from, rate, augment, tested=test is not None, seed=seed,
+            calibration=SAMPLES["examples"] if samples is None else samples,
+        )  # fmt: skip
+    network, found = opened_with_data(
+        network, None, data, test=test, size=size, mean=mean, std=std, crop=crop, count=samples,
+        seed=seed,
     )  # fmt: skip
     return compress_network(
-        opened, found, budget=budget, export=export or "onnx", quantize=quantize or "auto",
-        sparsity=sparsity,
+        network, found, budget=budget, export=export or "onnx", quantize=quantize or "auto",
+        sparsity=sparsity, recovery=recovery,
         evaluate=evaluate, multiple=multiple, out=out,
     )  # fmt: skip
 
@@ -113,11 +137,7 @@ def opened_with_data(
     std: Any = None, crop: Any = None, count: int | None = None, seed: int = 0,
 ) -> tuple[Network, Samples]:  # fmt: skip
     """The network and what it is calibrated and measured on; raises UserError."""
-    if data is None:
-        raise WrongUse(
-            "a network needs data to calibrate on",
-            "--data images.parquet (or a folder, a zip, an .npz); in Python data=loader",
-        )
+    need_data(data)
     network = opened(model, example_inputs, weights, size)
     parts = [
         loaded(part, network, size=size, mean=mean, std=std, crop=crop) for part in (data, test)
@@ -134,6 +154,15 @@ def opened_with_data(
             "give --size, or example inputs of the data's shape",
         )
     return network, found
+
+
+def need_data(data: Any) -> None:
+    """Raises WrongUse where a network was given no data."""
+    if data is None:
+        raise WrongUse(
+            "a network needs data to calibrate on",
+            "--data images.parquet (or a folder, a zip, an .npz); in Python data=loader",
+        )
 
 
 def opened(
@@ -318,7 +347,7 @@ def measure(
             "a network is package.module:factory, file.py:factory, a .pt2 or an .onnx file",
         )
     if data is None:
-        raise WrongUse("a network is measured on data", "--data images.parquet, or a folder of them")
+        raise WrongUse("a network is measured on data", "--data images.parquet, or a folder")
     if is_file(model) and against_weights is None:
         weights, against_weights = None, weights
     made = [

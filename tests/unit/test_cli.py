@@ -72,6 +72,8 @@ def test_compress_passes_what_was_asked_and_prints_the_table(pipeline: Any, caps
         "samples": 4,
         "length": 16,
         "seed": 3,
+        "recover": None,
+        "learn_from": None,
     }
     out, err = capsys.readouterr()
     assert "269.00 MB  " in out
