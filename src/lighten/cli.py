@@ -129,6 +129,20 @@ def compress(
     multiple: Annotated[
         int | None, typer.Option(min=1, help="Channel counts are multiples of it.")
     ] = None,
+    recover: Annotated[
+        str | None,
+        typer.Option(help='Then learn what was lost back: "10epochs" or "500steps".'),
+    ] = None,
+    learn_from: Annotated[
+        str | None,
+        typer.Option(help='What is learned from, "logits:1" without; see docs/concepts/losses.md.'),
+    ] = None,
+    rate: Annotated[
+        float | None, typer.Option(help="Highest learning rate of --recover, of a network.")
+    ] = None,
+    augment: Annotated[
+        str | None, typer.Option(help='Of images to learn from: "crop+flip", "flip" or "none".')
+    ] = None,
     out: Annotated[
         Path | None, typer.Option(help="The run's folder. Without: runs/<model>-<budget>.")
     ] = None,
@@ -156,6 +170,10 @@ def compress(
         mean=mean,
         std=std,
         crop=crop,
+        recover=recover,
+        learn_from=learn_from,
+        rate=rate,
+        augment=augment,
         out=out,
         samples=samples,
         length=length,
