@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,8 @@ def compress_network(
     evaluate: Callable[[Any], float] | None = None,
     multiple: int | None = None,
     out: str | Path | None = None,
+    also: str | None = None,
+    asked: Mapping[str, Any] | None = None,
 ) -> Result:
     """Make a network fit `budget` ("0.5 macs", "2M params", "300kB", "25%", "12ms", "50% ms").
 
@@ -59,6 +62,9 @@ def compress_network(
     from the original before quantization. multiple: channel counts are multiples of it (8 for
     milliseconds, else 1). evaluate: called with the network (a callable on batches), returns what
     counts, higher is better; else agreement with the original and, with labels, accuracy.
+
+    also: an exporter that writes what was made in its form too; then it is what the result names.
+    asked: how all this is opened again, which the run keeps.
 
     Calling again resumes. Raises UserError for what a person can mend.
     """
@@ -101,6 +107,8 @@ def compress_network(
     preflight(folder, disk=8 * network.nbytes, memory=_memory_needed(network, data))
     with Run.open(folder, wanted) as run:
         job = Job(run, network, data, exporter, bits, reduced, multiple, sparsity, evaluate)
+        if asked is not None:
+            run.json("asked", lambda: dict(asked), given=dict(asked))
         before = _before(job, export)
         mix = mixes(quantize, limit)
         if limit is not None and mix:
@@ -108,7 +116,8 @@ def compress_network(
         else:
             small, plan, plans = structure(job, limit, before)
         given, place = plan.to_json(), _place(job, export)
-        if run.whole(place, given=given) and run.whole("metrics.json", given=given):
+        done = also is None and run.whole(place, given=given)
+        if done and run.whole("metrics.json", given=given):
             stored = run.json("metrics", dict, given=given)
             if recovery is not None:
                 small, sparse = _sparse(job, small, plan)
@@ -130,6 +139,9 @@ def compress_network(
             ),
             given=given,
         )  # fmt: skip
+        if also is not None:
+            other = made if sparse is None else sparse if also == "checkpoint" else small
+            exported = _export(replace(job, exporter=exporters[also]), other, plan, also)
         return Result(folder, exported, plan, metrics, small.module)
 
 

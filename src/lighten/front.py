@@ -49,6 +49,7 @@ def compress(
     rate: float | None = None,
     augment: str | None = None,
     out: str | Path | None = None,
+    also: str | None = None,
     samples: int | None = None,
     length: int = 512,
     seed: int = 0,
@@ -69,8 +70,11 @@ def compress(
     the model as it came; learn_from: the lesson, "logits:1" where none is given. rate, augment: of
     networks, see lighten.recover.
 
+    also: of networks, another exporter whose file is written too, and named by the result.
+
     The same call resumes. Raises UserError for what a person can mend.
     """
+    asked = dict(locals())
     if recover is None:
         for name, given in {"learn_from": learn_from, "rate": rate, "augment": augment}.items():
             if given is not None:
@@ -80,7 +84,7 @@ def compress(
             "example_inputs": example_inputs, "evaluate": evaluate, "quantize": quantize,
             "rate": rate, "augment": augment,
             "weights": weights, "size": size, "mean": mean, "std": std, "test": test,
-            "multiple": multiple, "crop": crop, "sparsity": sparsity,
+            "multiple": multiple, "crop": crop, "sparsity": sparsity, "also": also,
         }.items():  # fmt: skip
             if value is not None:
                 raise WrongUse(
@@ -95,6 +99,7 @@ def compress(
     if max_kld is not None:
         raise WrongUse("max_kld is for language models", "give a budget")
     from lighten.compress_network import compress_network
+    from lighten.network_runs import storable
 
     need_data(data)
     network, recovery = opened(model, example_inputs, weights, size), None
@@ -115,7 +120,7 @@ def compress(
     return compress_network(
         network, found, budget=budget, export=export or "onnx", quantize=quantize or "auto",
         sparsity=sparsity, recovery=recovery,
-        evaluate=evaluate, multiple=multiple, out=out,
+        evaluate=evaluate, multiple=multiple, out=out, also=also, asked=storable(asked),
     )  # fmt: skip
 
 

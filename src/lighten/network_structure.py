@@ -148,6 +148,10 @@ def axis_curves(job: Job, couplings: Couplings) -> dict[str, Curve]:
             parts[f"{name}/order"], parts[f"{name}/error"] = curve.order, curve.error
         return parts
 
-    parts = job.run.tensors("curves", work)
+    return read_curves(job.run.tensors("curves", work))
+
+
+def read_curves(parts: Mapping[str, Tensor]) -> dict[str, Curve]:
+    """Axis -> its curve, as `axis_curves` stores them."""
     names = dict.fromkeys(key.rpartition("/")[0] for key in parts)
     return {n: Curve(parts[f"{n}/order"], parts[f"{n}/error"]) for n in names}

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from lighten import allocate as knapsack
+from lighten.atomic import write_text
 from lighten.calibrate import Stream
 from lighten.candidates import candidates
 from lighten.choose_plan import best_of, smallest
@@ -141,6 +142,10 @@ def compress(
 
 def replan(run: str | Path, budget: str) -> dict[str, Any]:
     """What another budget would buy, from the stored candidates: nothing is solved or measured."""
+    if of_network(run):
+        from lighten import network_runs
+
+        return network_runs.replan(run, budget)
     with Run.at(run) as opened:
         model = _model_of(opened)
         job = Job(opened, model, exporters[opened.request["export"]], torch.empty(0),
@@ -152,8 +157,7 @@ def replan(run: str | Path, budget: str) -> dict[str, Any]:
         fixed = job.exporter.fixed_bytes(model)
         plan = knapsack.allocate(rows, room, fixed)
         name = f"plans/{budget.replace('%', 'pc').replace(' ', '')}.json"
-        opened.once(name, lambda: plan, save=lambda p, path: _write(path, p.to_json()),
-                    load=lambda path: Plan.from_json(path.read_text()))  # fmt: skip
+        opened.file(name, lambda path: write_text(path, plan.to_json()))
         counts: dict[str, int] = {}
         for spec in plan.specs.values():
             counts[spec] = counts.get(spec, 0) + 1
@@ -168,6 +172,10 @@ def replan(run: str | Path, budget: str) -> dict[str, Any]:
 
 def export(run: str | Path, to: str) -> Path:
     """Write the weights that a finished run chose in another form; returns where."""
+    if of_network(run):
+        from lighten import network_runs
+
+        return network_runs.export(run, to)
     with Run.at(run) as opened:
         if not opened.whole("plan.json"):
             raise WrongUse(f"{run} has no plan yet", "let `lighten compress` finish first")
@@ -182,6 +190,11 @@ def export(run: str | Path, to: str) -> Path:
                 "the line that made the run makes them again",
             )
         return _export(job, made, to)
+
+
+def of_network(run: str | Path) -> bool:
+    """Whether a run is one on a network: its request names the shapes of its inputs."""
+    return "inputs" in Run.at(run, lock=False).request
 
 
 def _model_of(run: Run) -> Model:
@@ -323,7 +336,7 @@ def _recovered(
 def _export(job: Job, made: Made, to: str) -> Path:
     """Write, read back and compare, and open in the runtime where lighten has one."""
     plan, weights, model = made.plan, made.weights, made.model
-    job.run.once("plan.json", lambda: plan, save=lambda p, path: _write(path, p.to_json()),
+    job.run.once("plan.json", lambda: plan, save=lambda p, path: write_text(path, p.to_json()),
                  load=lambda path: Plan.from_json(path.read_text()),
                  given=dict(plan.specs))  # fmt: skip
     name = job.run.folder.name + job.exporter.suffix if job.exporter.suffix else to
@@ -385,7 +398,3 @@ def _stored_candidates(run: Run) -> list[Candidate]:
 def _as_row(candidate: Candidate) -> dict[str, Any]:
     row = {"unit": candidate.unit, "specs": dict(candidate.specs), "error": candidate.error}
     return row | {"cost": dict(candidate.cost)}
-
-
-def _write(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")
