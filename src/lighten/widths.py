@@ -54,6 +54,17 @@ def options(axis: Axis, curve: Curve, multiple: int = 1, hold: bool = False) -> 
     return Decision(axis.name, tuple(widths), tuple(float(error[w]) for w in widths))
 
 
+def decisions(
+    axes: Iterable[Axis],
+    curves: Mapping[str, Curve],
+    multiple: int = 1,
+    held: Collection[str] = (),
+) -> list[Decision]:
+    """What there is to decide: the widths of every axis that is free and has a curve."""
+    free = [a for a in axes if a.name in curves and a.locked is None]
+    return [options(a, curves[a.name], multiple, a.name in held) for a in free]
+
+
 def spend(
     axes: Iterable[Axis],
     curves: Mapping[str, Curve],
@@ -67,9 +78,7 @@ def spend(
 
     held: axes that keep their width.
     """
-    free = [a for a in axes if a.name in curves and a.locked is None]
-    every = [options(a, curves[a.name], multiple, a.name in held) for a in free]
-    return decide(every, terms, limit, fixed)
+    return decide(decisions(axes, curves, multiple, held), terms, limit, fixed)
 
 
 def uniform(
@@ -82,8 +91,7 @@ def uniform(
     held: Collection[str] = (),
 ) -> dict[str, int]:
     """The plain baseline: the same share of every axis, the largest that fits."""
-    free = [a for a in axes if a.name in curves and a.locked is None]
-    every = [options(a, curves[a.name], multiple, a.name in held) for a in free]
+    every = decisions(axes, curves, multiple, held)
     low, high, best = 0.0, 1.0, None
     for _ in range(24):
         share = (low + high) / 2
@@ -93,7 +101,7 @@ def uniform(
         else:
             high = share
     if best is None:
-        widths = {a.name: _nearest(options(a, curves[a.name], multiple), 0.0) for a in free}
+        widths = {decision.name: _nearest(decision, 0.0) for decision in every}
         least = fixed + sum(t.cost(widths) for t in terms)
         raise ImpossibleBudget(f"no uniform width costs {limit:,.4g} or less", "allow more", least)
     return best

@@ -164,7 +164,7 @@ def test_the_process_imports_nothing_of_ours():
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the peak is Linux's to inherit")
 def test_peak_memory_of_a_process_is_not_its_parents(wheel, file):
-    wheel(on_ask="import sys; m = sys.modules['__main__']; "
+    wheel(on_ask="import sys; m = sys.modules['child']; "
                  "return {'choices': [{'text': str(m.peak_rss())}]}")  # fmt: skip
     ballast = b"x" * 300_000_000
     assert llama_cpp_child.peak_rss() > len(ballast)

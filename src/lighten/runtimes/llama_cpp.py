@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from lighten.errors import BadInput, BadOutput, MissingPackage, WrongUse
-from lighten.runtimes import llama_cpp_child
+from lighten.runtimes import child_main, llama_cpp_child
 
 _LAST_LINES = 8
 _INSTALL = "pip install lighten[llama]"
@@ -172,7 +172,7 @@ def _run(
     request |= {"threads": threads, "warmup": warmup}
     try:
         done = subprocess.run(
-            [sys.executable, str(llama_cpp_child.__file__)],
+            [sys.executable, str(child_main.__file__), str(llama_cpp_child.__file__)],
             input=json.dumps(request),
             capture_output=True,
             encoding="utf-8",

@@ -1,13 +1,12 @@
 """The process in which llama.cpp runs: one JSON request on stdin, one JSON answer on stdout.
 
-Started by its path and importing nothing of ours: so its resident memory is llama.cpp's and a bare
+Run by child_main.py and importing nothing of ours: so its resident memory is llama.cpp's and a bare
 interpreter's, without torch, and a crash of the native code ends this process only.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import resource
 import secrets
 import sys
@@ -140,21 +139,4 @@ def speed(request: dict[str, Any]) -> dict[str, Any]:
 
 TASKS = {"check": check, "complete": complete, "greedy": greedy, "speed": speed}
 
-
-def main() -> None:
-    # Native code may print: stdout is kept for the answer, whatever else goes there joins the log.
-    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)
-    request = json.load(sys.stdin)
-    try:
-        answer: dict[str, Any] = {"answer": TASKS[request["task"]](request)}
-    except (Refused, ImportError, RuntimeError) as error:
-        answer = {"failed": str(error), "why": type(error).__name__}
-    with answers:
-        json.dump(answer, answers)
-
-
-if __name__ == "__main__":
-    # The names of this file's folder must not hide those of installed packages.
-    sys.path[:] = [p for p in sys.path if p != os.path.dirname(os.path.abspath(__file__))]
-    main()
+FAILURES = (Refused, ImportError, RuntimeError)

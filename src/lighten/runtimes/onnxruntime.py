@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from lighten.errors import BadInput, BadOutput, MissingPackage, WrongUse
-from lighten.runtimes import onnxruntime_child
+from lighten.runtimes import child_main, onnxruntime_child
 
 _INSTALL = "pip install lighten[onnx]"
 
@@ -203,7 +203,7 @@ def _child(task: str, request: Mapping[str, Any], about: str, timeout: float) ->
     """One task in one process."""
     try:
         done = subprocess.run(
-            [sys.executable, str(onnxruntime_child.__file__)],
+            [sys.executable, str(child_main.__file__), str(onnxruntime_child.__file__)],
             input=json.dumps({"task": task, **request}),
             capture_output=True,
             encoding="utf-8",
