@@ -16,6 +16,8 @@ from lighten.errors import MissingPackage, WrongUse
 if TYPE_CHECKING:
     from lightning.fabric import Fabric
 
+_SHARDING = ("fsdp", "deepspeed", "modelparallel", "model_parallel")
+
 PRECISIONS = ("auto", "32-true", "bf16-mixed")
 
 
@@ -29,6 +31,12 @@ def start_fabric(
     need_lightning()
     from lightning.fabric import Fabric
 
+    name = strategy if isinstance(strategy, str) else type(strategy).__name__
+    if any(word in name.lower() for word in _SHARDING):
+        raise WrongUse(
+            f"strategy `{name}` spreads the student's weights, which are kept whole here",
+            '"ddp": every process has all weights and a share of each batch',
+        )
     device = chosen(accelerator)
     # it tells everyone which precision it was given, through whichever logger was made last
     logs = [logging.getLogger(f"lightning.{part}") for part in ("fabric", "pytorch")]
