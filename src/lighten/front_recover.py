@@ -22,6 +22,7 @@ def recover(
     example_inputs: Any = None,
     *,
     data: Any,
+    held_out: Any = None,
     length: str = "10epochs",
     learn_from: str = "logits:1",
     rate: float | None = None,
@@ -39,17 +40,20 @@ def recover(
     """Let `model` learn to do what `teacher` does; never worse on held-out data than it was.
 
     model, teacher: modules with example_inputs, or what `lighten.prune` gave. data: as for
-    lighten.compress; all of it is learned from but a tenth (at most 2048), by which the best state
-    is chosen. folder: of checkpoints, from which the same call goes on, and logs. augment:
-    "crop+flip", "flip", "none" or "auto" (the first, of images). For all else see
-    lighten.recover.recover. The model itself is not changed: the result has a `network`.
-    Raises UserError.
+    lighten.compress. held_out: other data, by which the best state is chosen; without it, a tenth
+    of `data` (at most 2048 examples), the others are learned from. folder: of checkpoints, from
+    which the same call goes on, and logs. augment: "crop+flip", "flip", "none" or "auto" (the
+    first, of images). For all else see lighten.recover.recover. The model itself is not changed:
+    the result has a `network`. Raises UserError.
     """
     small, large = _network(model, example_inputs), _network(teacher, example_inputs)
-    found = loaded(data, large, size=None, mean=None, std=None, crop=None)
+    found, others = (
+        loaded(part, large, size=None, mean=None, std=None, crop=None) for part in (data, held_out)
+    )
+    lessons = training_data(found, tested=True, augment=augment, held_out=others, seed=seed)
     return recover_network(
-        small, large, training_data(found, tested=True, augment=augment, seed=seed), length=length,
-        learn_from=learn_from, rate=rate, batch=batch, optimizer=optimizer, masks=masks,
+        small, large, lessons, length=length, learn_from=learn_from, rate=rate, batch=batch,
+        optimizer=optimizer, masks=masks,
         patience=patience, average=average, precision=precision, accelerator=accelerator,
         folder=None if folder is None else Path(folder), seed=seed,
     )  # fmt: skip

@@ -78,11 +78,13 @@ def learn(
     devices: int | str = 1,
     strategy: Any = "auto",
     penalty: Callable[[], Tensor] | None = None,
+    keep_given: bool = True,
     before_step: Sequence[Hook] = (),
     after_step: Sequence[Hook] = (),
     name: str = "learn",
 ) -> Learned:
-    """Train `student` in place; at the end it holds the best state seen, the given one included.
+    """Train `student` in place; at the end it holds the best state seen, the given one included
+    (unless `keep_given` is False: the caller then judges it by data that neither state has seen).
 
     teacher: called without gradients on the same inputs (a module: in evaluation mode), None where
     the lesson needs none. data: a Course, or an iterable of (inputs, labels) that can be gone
@@ -113,7 +115,8 @@ def learn(
     request = {
         "steps": steps, "rate": rate, "batch": batch, "seed": seed, "optimizer": optimizer,
         "weight_decay": weight_decay, "warm_up": warm_up, "clip": clip, "accumulate": accumulate,
-        "average": average, "patience": patience, "every": every, "lesson": str(lesson),
+        "average": average, "patience": patience, "every": every,
+        "keep_given": keep_given, "lesson": str(lesson),
         "precision": str(fabric._precision.precision), "processes": fabric.world_size,
         "count": getattr(data, "count", None), "student": digest(*student.state_dict().values()),
     }  # fmt: skip
@@ -121,7 +124,7 @@ def learn(
     with torch.random.fork_rng(devices=gpus):
         training = Training(
             fabric, student, teacher, lesson, feed, evaluate, steps, every, rate, seed, warm_up,
-            clip, patience, penalty, before_step, after_step, save_every, 60 * minutes,
+            clip, patience, penalty, keep_given, before_step, after_step, save_every, 60 * minutes,
         )  # fmt: skip
         try:
             training.begin(optimizer, weight_decay, group, average, folder, request)

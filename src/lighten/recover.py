@@ -70,12 +70,19 @@ def recover(
     strategy: Any = "auto",
     folder: Path | None = None,
     seed: int = 0,
+    keep_given: bool = True,
 ) -> Recovered:
     """Let a network learn to do what its teacher does; it never comes back worse on held-out data.
 
     Norms over the batch see batches and learn their statistics, as when a network is trained.
     data: without labels the best state is that of least KL divergence from the teacher, with labels
     that of highest accuracy. masks: weight -> bool, of its shape; what is False stays zero.
+
+    The original was most often trained on the same data as it now teaches on: what it remembers of
+    it, held out here or not, the state that was given still has, and looks better by. Where other
+    data is there to compare on, give it as the held-out part, or compare both on it and say
+    keep_given=False: then the best trained state is taken, whether or not it is better.
+
     For all else see lighten.learn.learn. `network` is not changed. Raises UserError.
     """
     lesson = Lesson.parse(learn_from) if isinstance(learn_from, str) else learn_from
@@ -104,12 +111,13 @@ def recover(
             rate=value, batch=batch, evaluate=evaluate, folder=folder, seed=seed,
             optimizer=optimizer, patience=patience, average=average, clip=clip,
             accumulate=accumulate, precision=precision, accelerator=accelerator, devices=devices,
-            strategy=strategy, after_step=held, name="recover",
+            strategy=strategy, after_step=held, keep_given=keep_given,
+            name="recover",
         )  # fmt: skip
     for parameter in trained:
         parameter.requires_grad_(False)
         parameter.grad = None
-    if learned.best_step == 0:
+    if keep_given and learned.best_step == 0:
         note("recovery found nothing better on held-out data: the network stays as it was")
     metrics = {
         "length": str(Length.parse(length)), "learn_from": str(lesson), "rate": value,

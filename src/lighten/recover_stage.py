@@ -8,12 +8,14 @@ run/recover/learning-<digest>/               history.jsonl, TensorBoard, and whi
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 
+from lighten import network_results
 from lighten.atomic import sha256
 from lighten.devices import need_lightning
 from lighten.errors import WrongUse
@@ -22,7 +24,7 @@ from lighten.learn_state import remove_states
 from lighten.length import Length
 from lighten.lesson import Lesson
 from lighten.network import Network
-from lighten.progress import stage
+from lighten.progress import note, stage
 from lighten.quantized import Quantized
 from lighten.recover import recover
 from lighten.sparse import nearest
@@ -86,7 +88,8 @@ def recovered(
     """The network after it has learned from the original, its sparse weights too, and what
     metrics.json says: {"recover": [what was learned], "steps": [quality after each step]}.
 
-    before: quality of the original. given: what `network` was made by.
+    The best trained state is measured as the run's result is, and is taken only where it is better
+    there than what was given. before: quality of the original. given: what `network` was made by.
     """
     key = sha256(given.encode())[:12]
     name, folder = f"recover/network-{key}", job.run.folder / "recover" / f"learning-{key}"
@@ -97,7 +100,7 @@ def recovered(
         masks = {n: mask.reshape(state[n].shape) for n, mask in kept.items()}
         found = recover(
             network, job.network, recovery.data, length=recovery.length, learn_from=recovery.lesson,
-            rate=recovery.rate, masks=masks, folder=folder, seed=recovery.seed,
+            rate=recovery.rate, masks=masks, folder=folder, seed=recovery.seed, keep_given=False,
         )  # fmt: skip
         job.run.json(name, lambda: found.metrics, given=given)
         return found.network.module.state_dict()
@@ -105,27 +108,38 @@ def recovered(
     pruned = job.run.json(
         "measured/before_recovery", lambda: _measured(job, network, "before recovery"), given=given
     )
-    network.module.load_state_dict(job.run.tensors(name, learn, given=given))
+    better = network.with_module(copy.deepcopy(network.module))
+    better.module.load_state_dict(job.run.tensors(name, learn, given=given))
     remove_states(folder)  # what they led to is stored
-    if sparse is not None:
-        values = network.module.state_dict()
+    after = job.run.json(
+        "measured/recovered", lambda: _measured(job, better, "after recovery"), given=given
+    )
+    taken = _score(after) > _score(pruned)
+    if not taken:
+        note("recovery measured no better than what it was given, which is kept")
+    elif sparse is not None:
+        values = better.module.state_dict()
         again = {
             n: _repacked(w, values[n].reshape(w.shape), kept[n]) for n, w in sparse.weights.items()
         }
-        sparse = Quantized(network, again, {})
-    after = job.run.json(
-        "measured/recovered", lambda: _measured(job, network, "after recovery"), given=given
-    )
+        sparse = Quantized(better, again, {})
     steps = {"original": before, "pruned": pruned, "recovered": after}
-    return network, sparse, {
-        "recover": [job.run.json(name, dict, given=given)],
-        "steps": [row(step, found) for step, found in steps.items()],
+    learned = {**job.run.json(name, dict, given=given), "taken": "yes" if taken else "no"}
+    return better if taken else network, sparse, {
+        "recover": [learned], "steps": [row(step, found) for step, found in steps.items()],
     }  # fmt: skip
 
 
 def row(step: str, found: Mapping[str, Any]) -> dict[str, Any]:
     """What a table of steps shows of a quality."""
     return {"step": step, **{k: found[k] for k in _SHOWN if k in found}}
+
+
+def _score(quality: Mapping[str, Any]) -> float:
+    """The user's own measure, accuracy where there are labels, else closeness to the original."""
+    if "evaluate" not in quality and "accuracy" in quality:
+        return float(quality["accuracy"]["value"])
+    return network_results.score(quality)
 
 
 def _measured(job: Job, network: Network, what: str) -> dict[str, Any]:

@@ -55,6 +55,7 @@ class Training:
     clip: float | None
     patience: int | None
     penalty: Callable[[], Tensor] | None
+    keep_given: bool
     before_step: Sequence[Hook]
     after_step: Sequence[Hook]
     save_every: int | None
@@ -109,7 +110,8 @@ class Training:
         last = None if self.kept is None else self.kept.last()
         last = fabric.broadcast(last) if fabric.world_size > 1 else last
         if last is None:
-            self.first = self.best = self._value("the state that was given")
+            self.first = self._value("the state that was given")
+            self.best = self.first if self.keep_given else -float("inf")
         else:
             self._load(*last)
         if self.kept is not None and folder is not None:

@@ -37,36 +37,40 @@ class TrainingData:
 
 def training_data(
     data: Any, *, calibration: int = 1024, tested: bool = False, seed: int = 0,
-    augment: str = "auto", source: str = "",
+    augment: str = "auto", held_out: Any = None, source: str = "",
 ) -> TrainingData:  # fmt: skip
     """All of `data` but what lighten.samples.samples, asked in the same way, measures on.
 
     data: lighten.images.Images, a tensor (count, ...), a pair (inputs, labels) or an iterable of
-    batches that `collected` has read. tested: other data was given to measure on. Images stay
-    encoded until they are asked for; augmented before they are normalised. augment: as ImageCourse
-    has it, or "auto": "crop+flip" for images (count, 1 or 3 channels, height, width), else "none".
-    Raises UserError.
+    batches that `collected` has read. tested: other data was given to measure on. held_out: other
+    data of these kinds to choose the best state by, up to 2048 examples of it; then all of `data`
+    is learned from. Images stay encoded until they are asked for; augmented before they are
+    normalised. augment: as ImageCourse has it, or "auto": "crop+flip" for images (count, 1 or 3
+    channels, height, width), else "none". Raises UserError.
     """
     data = collected(data)
-    inputs, labels = (
-        data if isinstance(data, tuple) else (data, data.labels() if _is_images(data) else None)
-    )
+    inputs, labels = _pair(data)
     order = draw(len(inputs), None, seed)
     if not tested:
         first, rest = split(min(len(order), calibration + HELD_OUT), calibration)
         order = torch.cat([order[:first], order[first + rest :]])
-    held = min(HELD_OUT, max(1, len(order) // 10))
     if len(order) < 2:
         raise BadInput(
             f"{source or 'the data'} has {len(order)} example to learn from",
             "two are needed, one of them to choose the best state by; give more data, or --test",
         )
-    learned, held_out = order[:-held], order[-held:]
+    if held_out is None:
+        held = min(HELD_OUT, len(order) // 10 or 1)
+        order, rows = order[:-held], order[-held:]
+        others = ImageCourse(inputs, labels, rows=rows)
+    else:
+        others = ImageCourse(*_pair(collected(held_out)))
+        others.rows = others.rows[:HELD_OUT]
     if augment == "auto":
         shape = tuple(inputs.shape[1:]) if isinstance(inputs, Tensor) else inputs.shape
         augment = "crop+flip" if len(shape) == 3 and shape[0] in (1, 3) else "none"
-    course = ImageCourse(inputs, labels, rows=learned, augment=augment)
-    x, y = ImageCourse(inputs, labels, rows=held_out).batch(torch.arange(held), torch.Generator())
+    course = ImageCourse(inputs, labels, rows=order, augment=augment)
+    x, y = others.batch(torch.arange(others.count), torch.Generator())
     found = digest(x, y, course.rows)
     return TrainingData(course, x, y, source or str(getattr(data, "source", "")), found)
 
@@ -105,6 +109,13 @@ def collected(data: Any) -> Any:
         raise BadInput("the data has no batch", "give at least one")
     x = torch.cat(xs)
     return (x, torch.cat(ys)) if len(ys) == len(xs) else x
+
+
+def _pair(data: Any) -> tuple[Any, Tensor | None]:
+    """Inputs and labels of what `collected` gives."""
+    if isinstance(data, tuple):
+        return data
+    return data, data.labels() if _is_images(data) else None
 
 
 def _is_images(data: Any) -> bool:

@@ -185,6 +185,16 @@ def test_with_other_data_to_measure_on_all_is_learned_from() -> None:
     assert (data.course.count, len(data.held_out)) == (90, 10)
 
 
+def test_other_data_to_choose_by_leaves_all_to_learn_from() -> None:
+    data = training_data(
+        (X, Y), tested=True, held_out=DataLoader(TensorDataset(X[:20] + 1, Y[:20]), 8)
+    )
+    assert data.course.count == len(X)
+    assert torch.equal(data.held_out, X[:20] + 1)
+    assert data.labels is not None
+    assert torch.equal(data.labels, Y[:20])
+
+
 def test_a_loader_is_read_once_and_images_are_augmented_unless_told() -> None:
     loader = DataLoader(TensorDataset(X, Y), 32, shuffle=True)
     found = collected(loader)
@@ -263,7 +273,7 @@ def test_sparse_weights_recover_and_are_stored_with_their_zeros(tmp_path: Path) 
     assert found.metrics["after"]["bytes"] == plain.metrics["after"]["bytes"]
     weight = found.module.conv1.weight
     assert int((weight == 0).sum()) == weight.numel() // 2
-    assert found.metrics["steps"][-1]["mean_kld"] == found.metrics["steps"][-2]["mean_kld"]
+    assert found.metrics["recover"][0]["taken"] in ("yes", "no")
 
 
 def test_integers_come_after_recovery(tmp_path: Path) -> None:
@@ -273,6 +283,27 @@ def test_integers_come_after_recovery(tmp_path: Path) -> None:
     rows = {row["step"]: row for row in found.metrics["steps"]}
     assert rows["exported"]["mean_kld"] != rows["recovered"]["mean_kld"]
     assert json.loads((tmp_path / "run" / "metrics.json").read_text())["steps"]
+
+
+def test_a_recovery_that_measures_worse_is_not_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = recover_stage.recover
+
+    def spoiled(*arguments: Any, **options: Any) -> Any:
+        found = original(*arguments, **options)
+        with torch.no_grad():
+            found.network.module.head.bias.add_(torch.arange(5.0) * 9)
+        return found
+
+    plain = compress(tmp_path / "plain", recover=None, data=X)
+    monkeypatch.setattr(recover_stage, "recover", spoiled)
+    found = compress(tmp_path / "run", data=X)
+    assert found.metrics["recover"][0]["taken"] == "no"
+    kld = {row["step"]: row["mean_kld"]["value"] for row in found.metrics["steps"][1:]}
+    assert kld["recovered"] > kld["pruned"] == pytest.approx(kld["exported"], rel=1e-4)
+    state = plain.module.state_dict()
+    assert all(torch.equal(v, state[k]) for k, v in found.module.state_dict().items())
 
 
 # -- mistakes --------------------------------------------------------------------------------------
