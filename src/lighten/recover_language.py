@@ -7,6 +7,7 @@ windows that were neither learned from nor stopped by, and is taken only where i
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -69,8 +70,8 @@ class Made:
 
 def made(run: Run, model: Model, plan: Plan) -> Made:
     """What a run has made of its plan: as learned, where that was taken, else as solved."""
-    taken = run.whole(f"{TAKEN}.json") and run.json(TAKEN, dict)["taken"]
-    if taken:
+    taken = run.path(f"{TAKEN}.json")
+    if run.whole(f"{TAKEN}.json") and json.loads(taken.read_text(encoding="utf-8"))["taken"]:
         return _stored(run, Weights(run, model, plan, FOLDER))
     return Made(plan, Weights(run, model, plan), model)
 

@@ -1,0 +1,177 @@
+"""compress --recover on tiny language models: the same bytes, less lost, resumed, refused."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import lighten
+from lighten import errors, pipeline, recover_language, run
+from lighten.model import open_model
+from lighten.registry import exporters
+from lighten.results import results  # noqa: F401  (imported before anything is replaced in it)
+from lighten.runtimes import llama_cpp
+
+pytest.importorskip("lightning")
+
+Tiny = Callable[..., Path]
+ASKED: dict[str, Any] = {"samples": 4, "length": 32, "recover": "6steps"}
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """llama.cpp opens every export, but is not timed; small steps."""
+    monkeypatch.setattr(llama_cpp, "speed", lambda path, **_: llama_cpp.Speed(1.0, 2.0, 3.0, 4))
+    monkeypatch.setattr(recover_language, "TOKENS", 128)
+
+
+@pytest.fixture(scope="session")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("text") / "text.txt"
+    lines = (f"Line {i}: the {w} fox sees {i * i} birds." for i, w in enumerate(["quick"] * 300))
+    path.write_text("\n".join(lines))
+    return path
+
+
+def size(path: Path) -> int:
+    files = [p for p in path.rglob("*") if p.is_file()] if path.is_dir() else [path]
+    return sum(p.stat().st_size for p in files)
+
+
+@pytest.mark.parametrize(
+    ("family", "export", "budget", "learn_from"),
+    [
+        ("llama", "gguf", "45%", None),
+        ("gemma3_text", "gguf", "45%", "topk:1:k=16"),
+        ("gpt2", "gguf", "45%", "logits:1,labels:0.01"),
+        ("llama", "compressed_tensors", "60%", None),
+    ],
+)
+def test_it_learns_back_in_the_same_bytes_and_once(
+    tiny: Tiny, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    family: str, export: str, budget: str, learn_from: str | None,
+) -> None:  # fmt: skip
+    def ask() -> pipeline.Result:
+        return lighten.compress(
+            tiny(family), budget=budget, data=text, export=export, out=tmp_path / "run",
+            learn_from=learn_from, **ASKED,
+        )  # fmt: skip
+
+    done = ask()
+    facts = done.metrics["recover"][0]
+    plans = {row["plan"]: row for row in done.metrics["plans"]}
+    before = min(plans[name]["mean_kld"]["value"] for name in plans if name != "recovered")
+    assert facts["mean_kld_before"] == before
+    assert facts["mean_kld_after"] == plans["recovered"]["mean_kld"]["value"]
+    assert facts["taken"] == ("yes" if facts["mean_kld_after"] <= before else "no")
+    assert done.metrics["after"]["mean_kld"]["value"] == min(before, facts["mean_kld_after"])
+    specs = {k: lighten.Spec.parse(v) for k, v in done.plan.specs.items()}
+    assert size(done.exported) == exporters[export].nbytes(open_model(tiny(family)), specs)
+    assert facts["watched_kld_after"] <= facts["watched_kld_before"]
+    monkeypatch.setattr(recover_language, "learn", None)
+    again = ask()
+    assert again.metrics == done.metrics
+    exported = lighten.export(done.run, export)  # what was learned is what is written
+    assert exported == done.exported
+
+
+def test_norms_that_learned_are_in_the_file(tiny: Tiny, text: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    done = lighten.compress(tiny("llama"), budget="45%", data=text, out=out, **ASKED)
+    assert done.metrics["recover"][0]["taken"] == "yes"
+    name = "model.layers.0.mlp.gate_proj.weight"
+    assert name in done.plan.specs
+    new, old = open_model(done.exported), open_model(tiny("llama"))
+    norm = next(n for n in old.tensors if n.endswith("norm.weight"))
+    assert not new.tensors[norm].load().equal(old.tensors[norm].load())
+    other = lighten.export(out, "huggingface")  # in another form they are the same numbers
+    assert open_model(other).tensors[norm].load().float().equal(new.tensors[norm].load())
+
+
+def test_a_gguf_learns_as_well(tiny: Tiny, text: Path, tmp_path: Path) -> None:
+    source = tmp_path / "source.gguf"
+    exporters["gguf"].write(open_model(tiny("llama")), {}, source)
+    done = lighten.compress(source, budget="45%", data=text, out=tmp_path / "run", **ASKED)
+    assert done.metrics["recover"][0]["taken"] == "yes"
+    new, old = open_model(done.exported), open_model(source)
+    norm = next(n for n in old.tensors if n.endswith("norm.weight"))
+    assert not new.tensors[norm].load().equal(old.tensors[norm].load())
+
+
+def test_what_is_worse_on_held_out_text_is_not_taken(
+    tiny: Tiny, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = lighten.compress(
+        tiny("llama"), budget="45%", data=text, out=tmp_path / "plain", samples=4, length=32
+    )
+    measured = pipeline.measure_weights
+
+    def worse(model: Any, windows: Any, weights: Any, *rest: Any) -> dict[str, Any]:
+        found = measured(model, windows, weights, *rest)
+        if model.changed:
+            found["mean_kld"]["value"] = 9.0  # type: ignore[index]
+        return found
+
+    monkeypatch.setattr(pipeline, "measure_weights", worse)
+    done = lighten.compress(tiny("llama"), budget="45%", data=text, out=tmp_path / "run", **ASKED)
+    assert done.metrics["recover"][0]["taken"] == "no"
+    assert done.metrics["after"]["mean_kld"] == plain.metrics["after"]["mean_kld"]
+    named = [p.read_bytes().replace(b"run", b"plain") for p in (done.exported, plain.exported)]
+    assert named[0] == named[1]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
+def test_killed_while_it_learns_it_goes_on_to_the_same_file(
+    tiny: Tiny, text: Path, tmp_path: Path
+) -> None:
+    def ask(out: Path) -> pipeline.Result:
+        return lighten.compress(tiny("llama"), budget="45%", data=text, out=out, **ASKED)
+
+    whole = ask(tmp_path / "a" / "run")
+    out = tmp_path / "b" / "run"
+    shutil.copytree(whole.run, out)  # all stages before learning
+    shutil.rmtree(out / "recover")
+    shutil.rmtree(out / "recovered")
+    shutil.rmtree(out / "exports")
+    (out / "metrics.json").unlink()
+    child = os.fork()
+    if child == 0:
+        try:
+            placed, count = run.place, [0]
+
+            def place(target: Path, *rest: Any) -> Any:
+                count[0] += target.name.startswith("step-")
+                if count[0] == 3:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                return placed(target, *rest)
+
+            import lighten.learn_state as state
+
+            state.place = place  # type: ignore[assignment]
+            ask(out)
+        finally:
+            os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    assert list((out / "recover").glob("step-*.safetensors"))
+    assert not (out / "recovered").exists()
+    again = ask(out)
+    assert again.exported.read_bytes() == whole.exported.read_bytes()
+
+
+def test_too_little_text_and_lessons_that_cannot_be(tiny: Tiny, text: Path, tmp_path: Path) -> None:
+    short = tmp_path / "short.txt"
+    short.write_text(text.read_text()[:1200])
+    ask: dict[str, Any] = {"samples": 200, "length": 32, "recover": "6steps", "budget": "45%"}
+    with pytest.raises(errors.BadInput, match="no text left"):
+        lighten.compress(tiny("llama"), data=short, out=tmp_path / "run", **ask)
+    with pytest.raises(errors.WrongUse, match="hidden"):
+        lighten.compress(
+            tiny("llama"), data=text, out=tmp_path / "other", learn_from="hidden:1", **ask
+        )
+    assert not (tmp_path / "other").exists()
