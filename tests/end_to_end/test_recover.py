@@ -9,8 +9,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -18,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 pytest.importorskip("lightning", reason="learning needs lightning")
 
-from lighten import front, front_recover, learn_state, recover_stage
+from lighten import cli, front, front_recover, learn_state, progress, recover_stage
 from lighten.coupling import couple
 from lighten.errors import BadInput, ChangedRequest, MissingPackage, WrongUse
 from lighten.graph_norms import has_norms, learning_norms
@@ -28,7 +30,7 @@ from lighten.recover import recover
 from lighten.samples import samples
 from lighten.shrink import graph_module, own_module
 from lighten.training_data import collected, training_data
-from small_networks import images, labels, trained
+from small_networks import SIDE, images, labels, trained
 
 X = images(160)
 Y = labels(trained(), X)
@@ -304,6 +306,32 @@ def test_a_recovery_that_measures_worse_is_not_taken(
     assert kld["recovered"] > kld["pruned"] == pytest.approx(kld["exported"], rel=1e-4)
     state = plain.module.state_dict()
     assert all(torch.equal(v, state[k]) for k, v in found.module.state_dict().items())
+
+
+def test_from_the_command_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "net.py").write_text("from small_networks import Residual as factory\n")
+    save_file(trained().state_dict(), tmp_path / "w.safetensors")
+    pixels = (64 * images(150) + 128).clamp(0, 255).byte().permute(0, 2, 3, 1)
+    np.savez(tmp_path / "data.npz", images=pixels.numpy(), labels=Y[:150].numpy())
+    monkeypatch.chdir(tmp_path)
+    line = (
+        f"compress net.py:factory --weights w.safetensors --data data.npz --size {SIDE}"
+        " --mean half --std half --budget 0.4macs --export checkpoint --out run"
+        " --recover 2epochs --learn-from logits:1,labels:0.1 --rate 0.01 --augment flip --json"
+    )
+    assert cli.main(line.split()) in (0, 1)  # 1: a checkpoint of so small a network may be larger
+    found = json.loads(capsys.readouterr().out)
+    assert found["recover"][0]["learn_from"] == "logits:1,labels:0.1"
+    assert [row["step"] for row in found["steps"]] == [
+        "original", "pruned", "recovered", "exported"
+    ]  # fmt: skip
+    assert cli.main([*line.split()[:-1]]) in (0, 1)
+    out = capsys.readouterr().out
+    assert "recovered" in out
+    assert "taken" in out
+    progress.be_quiet(False)
 
 
 # -- mistakes --------------------------------------------------------------------------------------
