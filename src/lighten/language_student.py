@@ -36,8 +36,11 @@ class Recomputed(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         if not torch.is_grad_enabled():
-            return self.block(*args, **kwargs)
-        return checkpoint(self.block, *args, use_reentrant=False, **kwargs)
+            return self._run((args, kwargs))
+        return checkpoint(self._run, (args, kwargs), use_reentrant=False)
+
+    def _run(self, call: tuple[tuple[Any, ...], dict[str, Any]]) -> Any:
+        return self.block(*call[0], **call[1])
 
 
 class LanguageModel(nn.Module):

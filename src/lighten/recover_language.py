@@ -11,17 +11,19 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from lighten.data import Corpus, windows
-from lighten.devices import best_precision, chosen
+from lighten.devices import best_precision, chosen, need_lightning
 from lighten.divergence import Head, compare
 from lighten.errors import BadInput, WrongUse
 from lighten.language_student import LanguageModel, LanguageStudent
 from lighten.learn import learn
+from lighten.learn_state import remove_states
 from lighten.length import Length
 from lighten.lesson import Lesson
 from lighten.measure import head_of
@@ -40,7 +42,7 @@ WATCHED = 8
 TOKENS = 1024
 """In a step."""
 
-FOLDER, TAKEN = "recovered", "recovered/taken"
+FOLDER, TAKEN = "recover", "recover/taken"
 """Where in the run what was learned is stored, and whether it was taken."""
 
 RATE = 1e-3
@@ -77,11 +79,12 @@ def made(run: Run, model: Model, plan: Plan) -> Made:
 
 
 def wish(length: str | None, learn_from: str | None) -> dict[str, str]:
-    """What a run's request says of learning; raises WrongUse, UnknownName."""
+    """What a run's request says of learning; raises WrongUse, UnknownName, MissingPackage."""
     if length is None:
         if learn_from is not None:
             raise WrongUse("learn_from without recover", 'say how long too: --recover "500steps"')
         return {}
+    need_lightning()
     lesson = Lesson.parse(learn_from or "logits:1")
     SlicedLesson.check(lesson)
     return {"recover": str(Length.parse(length)), "learn_from": str(lesson)}
@@ -90,16 +93,20 @@ def wish(length: str | None, learn_from: str | None) -> dict[str, str]:
 def recover(
     run: Run, before: Made, text: Callable[[], Tensor], *, length: str,
     learn_from: str = "logits:1", mode: str = "scales", vectors: torch.dtype | None = None,
-    seed: int = 0, rate: float = RATE, batch: int | None = None,
+    seed: int = 0, rate: float = RATE, batch: int | None = None, folder: str = FOLDER,
 ) -> Made:  # fmt: skip
     """Learn the grids of the weights, and the norms. text: gives windows to learn from (`lessons`).
 
     length: "500steps" or "1epochs". vectors: the type that norms and biases are stored in, None: as
-    they are now. Stored in the run; the same call resumes. Raises WrongUse, BadOutput.
+    they are now. folder: where in the run it is stored; the same call resumes. Raises WrongUse,
+    BadOutput.
     """
-    kept = Weights(run, before.model, before.plan, FOLDER)
+    kept = Weights(run, before.model, before.plan, folder)
     if not (run.whole(f"{kept.folder}/facts.json") and all(kept.stored(name) for name in kept)):
-        _learn(run, before, kept, text(), length, learn_from, mode, vectors, seed, rate, batch)
+        place = run.path(f"{folder}/learning")
+        _learn(run, before, kept, text(), length, learn_from, mode, vectors, seed, rate, batch,
+               place)  # fmt: skip
+        remove_states(place)
     return _stored(run, kept)
 
 
@@ -134,7 +141,7 @@ def lessons(corpus: Corpus, tokenizer: Any, size: int, first: int, length: str) 
 
 def _learn(
     run: Run, before: Made, kept: Weights, text: Tensor, length: str, learn_from: str, mode: str,
-    vectors: torch.dtype | None, seed: int, rate: float, batch: int | None,
+    vectors: torch.dtype | None, seed: int, rate: float, batch: int | None, place: Path,
 ) -> None:  # fmt: skip
     device = torch.device(chosen("auto"))
     model, weights = before.model, before.weights
@@ -153,7 +160,7 @@ def _learn(
         student, _teacher(run, lesson, teacher, head, course, steps * batch), lesson, course,  # type: ignore[arg-type]
         length=f"{steps}steps", rate=rate, batch=batch,
         evaluate=partial(_closeness, watched, original, head), optimizer="adamw", weight_decay=0.0,
-        group=_group, precision=precision, folder=run.folder / "recover", seed=seed,
+        group=_group, precision=precision, folder=place, seed=seed,
         every=max(1, steps // 5), name="learn scales",
     )  # fmt: skip
     frozen, values = student.freeze()

@@ -137,7 +137,6 @@ def test_killed_while_it_learns_it_goes_on_to_the_same_file(
     out = tmp_path / "b" / "run"
     shutil.copytree(whole.run, out)  # all stages before learning
     shutil.rmtree(out / "recover")
-    shutil.rmtree(out / "recovered")
     shutil.rmtree(out / "exports")
     (out / "metrics.json").unlink()
     child = os.fork()
@@ -158,8 +157,8 @@ def test_killed_while_it_learns_it_goes_on_to_the_same_file(
         finally:
             os._exit(1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
-    assert list((out / "recover").glob("step-*.safetensors"))
-    assert not (out / "recovered").exists()
+    assert [p.name for p in (out / "recover").iterdir()] == ["learning"]
+    assert list((out / "recover" / "learning").glob("step-*.safetensors"))
     again = ask(out)
     assert again.exported.read_bytes() == whole.exported.read_bytes()
 

@@ -1,0 +1,138 @@
+"""Learned scales of a language model: what they gain in llama.cpp, at the same bytes.
+
+    python benchmarks/gguf_quality/rescale.py
+    python benchmarks/learned_scales/run.py CALIBRATION.txt TEST.txt [--quick]
+
+The rescaled SmolLM2 at the sizes of --sizes, first without learning, then with each recipe: the
+same plan, the same codes (but for `all`), the same number of bytes. Mean KL divergence is what
+llama.cpp's own tool reports on 16 windows of TEST, second halves, which nothing was learned from.
+Learning reads CALIBRATION behind the windows that the plan was calibrated on. A row that is in
+result.json is kept, and a training that was stopped goes on; --quick writes no result.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "gguf_quality"))
+import peer
+
+from lighten import pipeline
+from lighten.allocate import allocate
+from lighten.data import Corpus, load_text
+from lighten.model import open_model
+from lighten.progress import note
+from lighten.recover_language import RATE, Made, lessons, recover
+from lighten.registry import exporters
+from lighten.run import Run
+from lighten.solve import Weights, solve
+
+HERE = Path(__file__).parent
+RECIPES: dict[str, dict[str, Any]] = {
+    "scales": {},
+    "scales+norms": {"vectors": torch.float32},
+    "all+norms": {"vectors": torch.float32, "mode": "all"},
+}
+"""What learns: the grids; norms, stored in full anyway, as well; codes as well."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("calibration", type=Path)
+    parser.add_argument("test", type=Path)
+    parser.add_argument("--sizes", nargs="+", type=int, default=[90_897_760, 80_000_000])
+    parser.add_argument("--recipes", nargs="+", choices=RECIPES, default=list(RECIPES))
+    parser.add_argument("--steps", type=int, default=500, help="of 1024 tokens")
+    parser.add_argument("--rate", type=float, default=RATE)
+    parser.add_argument("--learn-from", default="logits:1")
+    parser.add_argument("--quick", action="store_true", help="the smallest size, 20 steps")
+    parser.add_argument("--out", type=Path, default=HERE / "result.json")
+    arguments = parser.parse_args()
+    sizes = [min(arguments.sizes)] if arguments.quick else arguments.sizes
+    steps = 20 if arguments.quick else arguments.steps
+    out = None if arguments.quick else arguments.out
+    rows = json.loads(out.read_text()) if out is not None and out.exists() else []
+    cache = peer.cache_dir()
+    tools, base = peer.build_tools(cache), cache / f"{Path(peer.MODEL).stem}.kld"
+    if not base.exists():
+        peer.kld_base(tools, cache / peer.MODEL, arguments.test, base, chunks=16)
+    model, corpus = open_model(cache / "smollm2-rescaled"), load_text(arguments.calibration)
+    request = {"model": model.digest, "data": corpus.digest, "benchmark": "learned_scales"}
+    with Run.open(cache / "learned", request) as run:
+        job = pipeline._job(run, model, corpus, exporters["gguf"], 64, 512, 0)
+        candidates = pipeline._candidates(job)
+        for size in sizes:
+            plan = allocate(candidates, size, job.exporter.fixed_bytes(model))
+            weights, began = Weights(run, model, plan), time.time()
+            solve(weights, job.calibration, pipeline._outside(job))
+            solved = round(time.time() - began)
+            plain = Made(plan, weights, model)
+            before = _row(rows, size, "none", plain, lambda made: made, tools, base, out)
+            before.setdefault("solve_seconds", solved)
+            for recipe in arguments.recipes:
+                name = f"learned/{size}-{recipe}-{steps}-{arguments.rate:g}"
+                row = _row(
+                    rows, size, recipe, plain,
+                    lambda made, n=name, r=recipe: _learned(  # type: ignore[misc]
+                        run, made, job, corpus, n, steps, arguments, RECIPES[r]
+                    ),
+                    tools, base, out,
+                )  # fmt: skip
+                gain = 1 - row["kld_mean"] / before["kld_mean"]
+                note(f"{size} {recipe}: {before['kld_mean']:.4f} -> {row['kld_mean']:.4f} "
+                     f"({100 * gain:+.1f} % less), {row.get('minutes', 0)} minutes")  # fmt: skip
+                row["gain"] = round(gain, 4)
+                _write(out, rows)
+
+
+def _learned(
+    run: Run, made: Made, job: Any, corpus: Corpus, name: str, steps: int, arguments: Any,
+    recipe: dict[str, Any],
+) -> Made:  # fmt: skip
+    """The plan's weights as learned by a recipe, in a folder of their own."""
+    first = len(job.calibration) + len(job.held_out)
+    note(f"learning {name}")
+    return recover(
+        run, made, lambda: lessons(corpus, made.model.tokenizer, 512, first, f"{steps}steps"),
+        length=f"{steps}steps", learn_from=arguments.learn_from, rate=arguments.rate, folder=name,
+        **recipe,
+    )  # fmt: skip
+
+
+def _row(
+    rows: list[dict[str, Any]], size: int, recipe: str, plain: Made, make: Any,
+    tools: peer.Tools, base: Path, out: Path | None,
+) -> dict[str, Any]:  # fmt: skip
+    """The stored row, or what making, writing and measuring gives."""
+    for row in rows:
+        if row["size"] == size and row["recipe"] == recipe:
+            return row
+    made: Made = make(plain)
+    path = peer.cache_dir() / f"learned-{size}-{recipe}.gguf"
+    exporters["gguf"].write(made.model, made.weights, path)
+    row = {"size": size, "recipe": recipe, "bytes": path.stat().st_size}
+    row |= peer.kld(tools, path, base)
+    learned = made.learned or {}
+    keys = ("steps", "tokens", "best_step", "trained", "watched_kld_before", "watched_kld_after")
+    row |= {key: learned[key] for key in keys if key in learned}
+    if "seconds" in learned:
+        row["minutes"] = round(learned["seconds"] / 60, 1)
+    rows.append(row)
+    _write(out, rows)
+    return row
+
+
+def _write(out: Path | None, rows: list[dict[str, Any]]) -> None:
+    if out is not None:
+        out.write_text(json.dumps(rows, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
