@@ -19,7 +19,7 @@ from lighten.mixture import Touch, layers, touching
 from lighten.network import LINEAR, Network
 from lighten.ranges import Histogram, edges_of, fit_edge, quantize_values
 from lighten.registry import transforms
-from lighten.rewrite import groups, weight_name
+from lighten.rewrite import groups, value_of, weight_name
 from lighten.rounding import Moments, columns, grouped, moments, rounded
 from lighten.stepwise import Steps, Values, divergence, steps_of
 from lighten.types import Spec
@@ -83,9 +83,8 @@ def format_errors(
 def _of_weight(
     steps: Steps, node: fx.Node, values: Values, truth: list[Tensor], formats: Sequence[str]
 ) -> dict[str, float]:
-    source, at = tensors_of(node)[0], node.args[1]
-    assert isinstance(at, fx.Node)
-    weight = steps.tensor(at)
+    source, weight = tensors_of(node)[0], value_of(steps.graph, node.args[1])
+    assert weight is not None
     g = groups(node)
     aim = weight.reshape(g, weight.shape[0] // g, -1)
     whole: Moments | None = None
@@ -108,7 +107,7 @@ def _of_weight(
         if node.target not in LINEAR:
             shift = shift.view(-1, *[1] * (weight.ndim - 2))
         out = steps.rest(
-            node, values, len(truth), {str(at.target): q.view_as(weight)}, {node: shift}
+            node, values, len(truth), {str(weight_name(node)): q.view_as(weight)}, {node: shift}
         )
         found[name] = _nats(truth, out)
     return found
