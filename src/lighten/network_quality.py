@@ -107,7 +107,7 @@ def measure_network(
     found = compare_outputs(ours, labels, theirs, logits=logits, seed=seed, resamples=resamples)
     if evaluate is None:
         return found
-    return replace(found, evaluate=_score(evaluate(network)))
+    return replace(found, evaluate=score_of(evaluate(network)))
 
 
 def compare_outputs(
@@ -242,7 +242,8 @@ def _finite(who: str, x: Tensor) -> None:
         raise BadOutput(f"the {who} gives NaN or infinite outputs for {bad} of {len(x)} examples")
 
 
-def _score(value: Any) -> float:
+def score_of(value: Any) -> float:
+    """What a user's own `evaluate` returned, as a number; raises WrongUse, BadOutput."""
     try:
         found = float(value)
     except (TypeError, ValueError) as error:

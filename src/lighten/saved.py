@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from lighten.containers.output import whole_folder
 from lighten.coupling.axes import Couplings, Keep, analyse, stored_names
+from lighten.depth import Blocks, take_blocks
 from lighten.errors import BadInput
 from lighten.network import Network
 from lighten.pretrained import is_pretrained
@@ -21,15 +22,24 @@ WEIGHTS = "model.safetensors"
 KEPT = "kept.json"
 
 
-def save(network: Network, folder: Path, couplings: Couplings, keep: Keep) -> None:
+def save(
+    network: Network,
+    folder: Path,
+    couplings: Couplings | None,
+    keep: Keep,
+    blocks: Blocks | None = None,
+) -> None:
     """Write a shrunk network: `load` builds it again from the factory of the whole one.
 
-    couplings and keep: those that it was shrunk by. A transformers model whose configuration can
-    say the shape is written in its own form, so that plain `from_pretrained` builds it too.
+    blocks: of lists that lost some, those that stayed. couplings and keep: what it was shrunk by
+    after that, None and empty where it was not. A transformers model whose configuration can say
+    the shape is written in its own form, so that plain `from_pretrained` builds it too.
     """
-    couplings.check(keep)
+    if couplings is not None:
+        couplings.check(keep)
     body = {
         "lighten": 1,
+        "blocks": {name: list(kept) for name, kept in sorted((blocks or {}).items())},
         "keep": {name: kept.tolist() for name, kept in sorted(keep.items())},
         "inputs": [[list(x.shape), str(x.dtype).removeprefix("torch.")] for x in network.inputs],
         "graph": is_graph(network.module),
@@ -65,18 +75,20 @@ def load(factory: Callable[[], nn.Module], folder: Path) -> nn.Module:
     Raises BadInput where the folder is damaged or belongs to another network.
     """
     folder = Path(folder)
-    keep, inputs, graph, digest = _read(folder / KEPT)
+    blocks, keep, inputs, graph, digest = _read(folder / KEPT)
     whole = Network.of(factory(), inputs)
-    couplings = analyse(whole)
     try:
-        couplings.check(keep)
+        take_blocks(whole.module, blocks)
+        couplings = analyse(whole) if keep else None
+        if couplings is not None:
+            couplings.check(keep)
     except Exception as error:
         raise BadInput(
             f"`{folder}` was not made from this network: {error}",
             "give the factory of the network that was shrunk",
         ) from error
     build = graph_module if graph else own_module
-    module = build(whole, couplings, keep).module
+    module = whole.module if couplings is None else build(whole, couplings, keep).module
     if (folder / "config.json").is_file():
         kind: Any = type(module)
         module = kind.from_pretrained(folder, local_files_only=True)
@@ -85,6 +97,12 @@ def load(factory: Callable[[], nn.Module], folder: Path) -> nn.Module:
     if Network(module, inputs).digest != digest:
         raise BadInput(f"the weights in `{folder}` are not those that were saved", "copy it again")
     return module.eval()
+
+
+def kept(folder: Path) -> tuple[dict[str, list[int]], Keep]:
+    """Blocks and units that a folder's network has of the whole one; raises BadInput."""
+    blocks, keep, *_ = _read(Path(folder) / KEPT)
+    return blocks, keep
 
 
 def _fill(module: nn.Module, folder: Path) -> None:
@@ -115,17 +133,18 @@ def _fill(module: nn.Module, folder: Path) -> None:
     module.load_state_dict(state, strict=False)
 
 
-def _read(path: Path) -> tuple[Keep, tuple[Tensor, ...], bool, str]:
+def _read(path: Path) -> tuple[dict[str, list[int]], Keep, tuple[Tensor, ...], bool, str]:
     try:
         body = json.loads(path.read_text(encoding="utf-8"))
         keep = {str(k): torch.tensor(v, dtype=torch.int64) for k, v in body["keep"].items()}
+        blocks = {str(k): [int(i) for i in v] for k, v in body.get("blocks", {}).items()}
         inputs = []
         for shape, dtype in body["inputs"]:
             kind = getattr(torch, dtype)
             if not isinstance(kind, torch.dtype) or not all(isinstance(n, int) for n in shape):
                 raise TypeError(f"an input of {dtype} {shape}")
             inputs.append(torch.zeros(shape, dtype=kind))
-        return keep, tuple(inputs), bool(body["graph"]), str(body["digest"])
+        return blocks, keep, tuple(inputs), bool(body["graph"]), str(body["digest"])
     except OSError as error:
         raise BadInput(f"`{path}` cannot be read: {error}", "a folder that `save` wrote") from error
     except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:

@@ -107,6 +107,14 @@ def uniform(
     return best
 
 
+def at_share(
+    axes: Iterable[Axis], curves: Mapping[str, Curve], share: float, multiple: int = 1
+) -> dict[str, int]:
+    """Axis -> width: at most this share of each, its least possible width where that is more."""
+    free = [a for a in axes if a.name in curves and a.locked is None]
+    return {a.name: _nearest(options(a, curves[a.name], multiple), share) for a in free}
+
+
 def keep_of(curves: Mapping[str, Curve], widths: Mapping[str, int]) -> dict[str, Tensor]:
     """Axis -> its kept units, for the axes that are narrowed."""
     return {

@@ -1,0 +1,238 @@
+"""Distillation: any student learns from any teacher.
+
+found = lighten.distill(teacher, student, images, learn_from="logits:1,hidden:0.1")
+found = lighten.distill(teacher, "half depth, half width", images, test=others)
+found.module, found.metrics["after"]
+
+run/student/        the student as it began, where it was made from the teacher
+run/tune/           study.db, where temperature and weights are chosen
+run/learning/       history.jsonl, TensorBoard, and while it lasts checkpoints
+run/model/          the student as it was best: lighten.load(factory, folder)
+run/exports/  run/metrics.json
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from lighten import distill_request
+from lighten.distill_request import Request
+from lighten.distill_results import results
+from lighten.learn_state import remove_states
+from lighten.lesson import Lesson
+from lighten.network import Network
+from lighten.network_results import verify
+from lighten.progress import note, stage
+from lighten.run import Run
+from lighten.students import Student, StudentSpec, make_student, read_student
+from lighten.teach import Hyperparameters, teach
+from lighten.tune import SHARE, Report
+from lighten.tune import tune as tuned
+from lighten.validation import Validation
+
+
+@dataclass(frozen=True, eq=False)
+class Distilled:
+    """student: as it was best on held-out data. metrics: what metrics.json holds: "teacher",
+    "before" and "after" (sizes, and quality on data that nothing was chosen by), "learning",
+    "trials". exported: the file that was asked for."""
+
+    student: Student
+    metrics: dict[str, Any]
+    folder: Path
+    exported: Path | None = None
+
+    @property
+    def network(self) -> Network:
+        return self.student.network
+
+    @property
+    def module(self) -> nn.Module:
+        return self.student.network.module
+
+    def save(self, folder: str | Path) -> None:
+        """safetensors and a JSON; `lighten.load(factory, folder)` reads them. factory: of the
+        teacher, where the student was made from it, else of the student."""
+        self.student.save(Path(folder))
+
+
+def distill(
+    teacher: Any,
+    student: Any,
+    data: Any,
+    *,
+    example_inputs: Any = None,
+    length: str = "10epochs",
+    learn_from: str = "logits:1",
+    temperature: float | None = None,
+    tune: int | None = None,
+    test: Any = None,
+    evaluate: Callable[[Any], float] | None = None,
+    export: str | None = None,
+    augment: str | None = None,
+    rate: float | None = None,
+    batch: int = 128,
+    optimizer: str = "sgd",
+    patience: int | None = None,
+    average: float | None = None,
+    accumulate: int = 1,
+    multiple: int = 1,
+    teacher_weights: str | Path | None = None,
+    student_weights: str | Path | None = None,
+    size: int | None = None,
+    mean: Any = None,
+    std: Any = None,
+    crop: Any = None,
+    samples: int = 1024,
+    precision: str = "auto",
+    accelerator: str = "auto",
+    devices: int | str = 1,
+    out: str | Path | None = None,
+    seed: int = 0,
+) -> Distilled:
+    """Let `student` learn from `teacher`; it never comes back worse on held-out data.
+
+    teacher: a module, `package.module:factory`, `file.py:factory` or a .pt2 file. student: the
+    same; or what it is of its teacher, "half depth, half width" (lighten.students), made from it
+    and begun from its weights, or "... from scratch". Neither is changed. data: images at a path, a
+    tensor, (inputs, labels) or batches, as for lighten.compress; a part is held out to choose the
+    best state by, and another, or `test`, to measure on. learn_from: the lesson, see
+    docs/concepts/losses.md; temperature: of its losses that do not say their own. tune: so many
+    short trials choose temperature and weights. evaluate: called with the network, returns what
+    counts, higher is better. export: "onnx" beside the weights. augment: "crop+flip" (for images,
+    without a word), "flip", "none". samples: inputs that a student is made from the teacher on.
+    multiple: channel counts of such a student are multiples of it. For rate, batch, optimizer
+    ("sgd", "adamw") and what follows see lighten.learn.
+
+    The same call resumes. Raises UserError for what a person can mend.
+    """
+    how = Hyperparameters(
+        rate, batch, optimizer, patience, average, accumulate=accumulate, precision=precision,
+        accelerator=accelerator, devices=devices, seed=seed,
+    )  # fmt: skip
+    asked = distill_request.read(
+        teacher, student, data, example_inputs=example_inputs, length=length, learn_from=learn_from,
+        temperature=temperature, trials=tune, test=test, evaluate=evaluate, export=export,
+        augment=augment, how=how, multiple=multiple, teacher_weights=teacher_weights,
+        student_weights=student_weights, size=size, mean=mean, std=std, crop=crop, samples=samples,
+    )  # fmt: skip
+    folder = asked.folder if out is None else Path(out)
+    with Run.open(folder, asked.wanted) as run:
+        begun = _begun(run, asked)
+        asked.check(begun.network)
+        validation = Validation(
+            asked.teacher, begun.network, asked.data.held_out, asked.data.labels, evaluate, batch
+        )
+        lesson, trials = _tuned(run, asked, begun.network, validation)
+        taught, learning = _taught(run, asked, begun.network, lesson, validation)
+        made = replace(begun, network=taught)
+        run.file("model", made.save)
+        exported = _exported(run, asked, taught)
+        metrics = run.json(
+            "metrics",
+            lambda: results(asked, begun.network, taught, learning, trials, exported),
+        )
+        return Distilled(made, metrics, folder, exported)
+
+
+# -- stages --------------------------------------------------------------------------------------
+def _begun(run: Run, asked: Request) -> Student:
+    """The student before it learns; one that is made from the teacher is stored."""
+    if not isinstance(asked.student, StudentSpec):
+        return Student(asked.student)
+    spec, teacher = asked.student, asked.teacher
+    made: list[Student] = []
+
+    def make(path: Path) -> None:
+        found = make_student(
+            teacher, spec, asked.samples.calibration, multiple=asked.multiple, seed=asked.how.seed
+        )
+        found.save(path)
+        made.append(found)
+
+    folder = run.file("student", make)
+    notes = run.json("made", lambda: {"notes": made[0].network.notes if made else ()})["notes"]
+    return read_student(teacher, folder, notes)
+
+
+def _tuned(
+    run: Run, asked: Request, student: Network, validation: Validation
+) -> tuple[Lesson, list[dict[str, Any]]]:
+    """The lesson, and the trials that chose it."""
+    trials = asked.trials
+    if trials is None:
+        return asked.lesson, []
+    short = asked.shortened(SHARE)
+
+    def learn(lesson: Lesson, report: Report) -> float:
+        def judged(module: nn.Module) -> float:
+            value = validation(module)
+            report(value)
+            return value
+
+        _, learned = teach(
+            student, asked.teacher, asked.data, lesson, judged, short, asked.how, name="trial"
+        )
+        return learned.best
+
+    def work() -> dict[str, Any]:
+        found = tuned(asked.lesson, trials, learn, run.folder / "tune", asked.how.seed)
+        rows = [
+            {**row, "value": None if row["value"] is None else validation.shown(row["value"])}
+            for row in found.rows
+        ]
+        return {"lesson": str(found.lesson), "trials": rows}
+
+    stored = run.json("tuned", work)
+    note(f"learn from {stored['lesson']}")
+    return Lesson.parse(stored["lesson"]), list(stored["trials"])
+
+
+def _taught(
+    run: Run, asked: Request, student: Network, lesson: Lesson, validation: Validation
+) -> tuple[Network, dict[str, Any]]:
+    """The student after it has learned, and what was learned."""
+    folder = run.folder / "learning"
+    facts: dict[str, Any] = {}
+
+    def learn() -> Mapping[str, Tensor]:
+        found, learned = teach(
+            student, asked.teacher, asked.data, lesson, validation, asked.length, asked.how, folder
+        )
+        facts.update(
+            length=str(asked.length), learn_from=str(lesson), rate=asked.how.rate_used,
+            steps=learned.steps, best_step=learned.best_step, examples=asked.data.course.count,
+            held_out=len(asked.data.held_out), measure=validation.measure,
+            before=validation.shown(learned.first), after=validation.shown(learned.best),
+            minutes=round(learned.seconds / 60, 2),
+        )  # fmt: skip
+        run.json("learned", lambda: facts)
+        return found.module.state_dict()
+
+    state = run.tensors("taught", learn)
+    remove_states(folder)  # what they led to is stored
+    taught = student.with_module(copy.deepcopy(student.module))
+    taught.module.load_state_dict(state)
+    return taught, dict(run.json("learned", lambda: facts))
+
+
+def _exported(run: Run, asked: Request, taught: Network) -> Path | None:
+    """The file that was asked for, opened in its runtime."""
+    exporter = asked.exporter
+    if exporter is None:
+        return None
+    suffix = exporter.suffix
+
+    def write(path: Path) -> None:
+        exporter.write(taught, path)
+        if asked.export == "onnx":
+            verify(path, taught, asked.samples.held_out[:8])
+
+    with stage(f"export {asked.export}"):
+        return run.file(f"exports/{run.folder.name + suffix if suffix else asked.export}", write)
