@@ -16,7 +16,25 @@ from typing import Annotated
 import typer
 
 from lighten.errors import UserError
-from lighten.progress import be_quiet, complain, note
+from lighten.options import (
+    AsJson,
+    Crop,
+    Data,
+    Examples,
+    Folder,
+    Length,
+    Mean,
+    Model,
+    Quiet,
+    Samples,
+    Seed,
+    Size,
+    Std,
+    Test,
+    Version,
+    Weights,
+)
+from lighten.progress import complain, note
 
 app = typer.Typer(
     name="lighten",
@@ -26,67 +44,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-
-
-def _quiet(value: bool) -> None:
-    if value:
-        be_quiet()
-
-
-def _version(value: bool) -> None:
-    if value:
-        from importlib.metadata import version
-
-        print(f"lighten {version('lighten')}")
-        raise typer.Exit
-
-
-Model = Annotated[
-    str,
-    typer.Argument(
-        metavar="MODEL",
-        help="A Hugging Face folder or hub id, a .gguf file; package.module:factory,"
-        " file.py:factory or a .pt2 file for a network; to measure, an .onnx file too.",
-    ),
-]
-Folder = Annotated[
-    Path, typer.Argument(metavar="RUN", help="The folder that `compress` wrote (its --out).")
-]
-Data = Annotated[
-    Path | None,
-    typer.Option(
-        help="Text: .txt, .jsonl or a folder of them (without: a text that lighten has)."
-        " Images: a folder for each class, a zip, .parquet or .npz."
-    ),
-]
-Weights = Annotated[
-    Path | None, typer.Option(help="Of a network: .safetensors, or .pt with tensors only.")
-]
-Test = Annotated[Path | None, typer.Option(help="Other images to measure on.")]
-Size = Annotated[int | None, typer.Option(min=1, help="Side of the images that a network takes.")]
-Mean = Annotated[
-    str | None, typer.Option(help='Of pixels in [0, 1]: "0.485,0.456,0.406" or "imagenet".')
-]
-Std = Annotated[str | None, typer.Option(help="The same for the standard deviation.")]
-Crop = Annotated[
-    str | None, typer.Option(help='"center", "squash", or the share of the side that is kept.')
-]
-Samples = Annotated[
-    int | None, typer.Option(min=1, help="Windows of text (64) or images (2048) to measure on.")
-]
-Examples = Annotated[
-    int | None,
-    typer.Option(min=1, help="Windows of text (64) or images (1024) to calibrate on."),
-]
-Length = Annotated[int, typer.Option(min=2, help="Tokens in a window.")]
-Seed = Annotated[int, typer.Option(help="The same seed gives the same bytes.")]
-AsJson = Annotated[bool, typer.Option("--json", help="JSON on stdout instead of tables.")]
-Quiet = Annotated[
-    bool, typer.Option("--quiet", "-q", callback=_quiet, is_eager=True, help="Only errors.")
-]
-Version = Annotated[
-    bool, typer.Option("--version", callback=_version, is_eager=True, help="Print it and stop.")
-]
 
 
 @app.callback()
@@ -179,6 +136,73 @@ def compress(
         length=length,
         seed=seed,
     )
+    _show(result.metrics, as_json)
+
+
+@app.command()
+def distill(
+    teacher: Annotated[
+        str, typer.Argument(metavar="TEACHER", help="package.module:factory, file.py:factory, .pt2")
+    ],
+    student: Annotated[
+        str,
+        typer.Option(
+            help='The same, or what it is of its teacher: "half depth, half width";'
+            ' with ", from scratch" its weights are drawn anew.'
+        ),
+    ],
+    data: Annotated[Path, typer.Option(help="Images: a folder for each class, zip, parquet, npz.")],
+    teacher_weights: Weights = None,
+    student_weights: Weights = None,
+    length: Annotated[str, typer.Option(help='"10epochs" or "500steps".')] = "10epochs",
+    learn_from: Annotated[
+        str, typer.Option(help='"logits:1,hidden:0.1"; see docs/concepts/losses.md.')
+    ] = "logits:1",
+    temperature: Annotated[
+        float | None, typer.Option(help="Of the losses that do not say their own.")
+    ] = None,
+    tune: Annotated[
+        int | None, typer.Option(min=1, help="So many short trials choose temperature and weights.")
+    ] = None,
+    augment: Annotated[
+        str | None, typer.Option(help='"crop+flip" (for images, without a word), "flip", "none".')
+    ] = None,
+    rate: Annotated[float | None, typer.Option(help="Highest learning rate.")] = None,
+    batch: Annotated[int, typer.Option(min=1, help="Examples in a batch.")] = 128,
+    optimizer: Annotated[str, typer.Option(help='"sgd" or "adamw".')] = "sgd",
+    patience: Annotated[
+        int | None, typer.Option(min=1, help="Evaluations without a better one, then it stops.")
+    ] = None,
+    export: Annotated[str | None, typer.Option(help='"onnx" beside the weights.')] = None,
+    test: Test = None,
+    size: Size = None,
+    mean: Mean = None,
+    std: Std = None,
+    crop: Crop = None,
+    multiple: Annotated[
+        int, typer.Option(min=1, help="Channel counts of a made student are multiples of it.")
+    ] = 1,
+    samples: Annotated[
+        int, typer.Option(min=1, help="Images that a student is made from the teacher on.")
+    ] = 1024,
+    out: Annotated[
+        Path | None, typer.Option(help="The run's folder. Without: its own for each request.")
+    ] = None,
+    seed: Seed = 0,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Let a student learn from TEACHER, save it and measure it. The same line resumes."""
+    from lighten.distill import distill
+
+    result = distill(
+        teacher, student, data, length=length, learn_from=learn_from, temperature=temperature,
+        tune=tune, test=test, export=export, augment=augment, rate=rate, batch=batch,
+        optimizer=optimizer, patience=patience, multiple=multiple, teacher_weights=teacher_weights,
+        student_weights=student_weights, size=size, mean=mean, std=std, crop=crop, samples=samples,
+        out=out, seed=seed,
+    )  # fmt: skip
+    note(f"the student is in {result.folder / 'model'}")
     _show(result.metrics, as_json)
 
 
@@ -328,7 +352,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return code if isinstance(code, int) else 0
 
 
-_RESUMED = {"compress", "demo", "export", "plan"}
+_RESUMED = {"compress", "demo", "distill", "export", "plan"}
 
 # typer takes it from click, or since 0.2x from its own copy of click, and exports it under no name.
 _UsageError: type[Exception] = typer.BadParameter.__mro__[2]

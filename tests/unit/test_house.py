@@ -77,6 +77,7 @@ OPTIONAL = {
     "onnxruntime",
     "onnxscript",
     "openvino",
+    "optuna",
     "pyarrow",
     "psutil",
     "ray",
