@@ -251,6 +251,9 @@ def quantize(
     bar: float | None = None,
     spare: int | None = None,
     reduce_range: bool | None = None,
+    solver: str = "gptq",
+    learn: str | None = None,
+    learn_codes: bool = False,
     count: int = 256,
 ) -> Quantized:
     """Static integers: weights per channel, activations per tensor, ranges from `data`.
@@ -260,19 +263,33 @@ def quantize(
 
     bar: least signal-to-noise ratio of the output in dB; what costs most stays float (or, with
     spare=16, gets 16 bits first) until it is met. reduce_range: weights of 7 bits, for processors
-    whose products of 8 bits saturate; None: as this one needs it. `write_onnx` exports the result;
-    lighten.simulate.Simulation(result) computes what the runtime will.
+    whose products of 8 bits saturate; None: as this one needs it. solver: "gptq", "learned", "rtn".
+    learn: "100steps" in which steps of weights and activations learn from the float network (with
+    learn_codes the codes too), see lighten.learn_quantized; a quarter of the data is held out.
+    `write_onnx` exports the result; lighten.simulate.Simulation(result) computes what the runtime
+    will.
     """
     from lighten.precision import named
     from lighten.quantize_network import quantize as quantize_network
 
     if isinstance(weights, str):
         weights, activations, group = named(weights)
+    if learn is None and learn_codes:
+        raise WrongUse("learn_codes says what to learn", 'add learn, such as "100steps"')
     network = opened(model, example_inputs)
-    return quantize_network(
-        network, calibration(data, network, count), bits_weights=weights,
-        bits_activations=activations, group=group, bar=bar, spare=spare, reduce_range=reduce_range,
-    )  # fmt: skip
+    seen = calibration(data, network, count)
+
+    def make(x: Tensor) -> Quantized:
+        return quantize_network(
+            network, x, bits_weights=weights, bits_activations=activations, group=group, bar=bar,
+            spare=spare, reduce_range=reduce_range, solver=solver,
+        )  # fmt: skip
+
+    if learn is None:
+        return make(seen)
+    from lighten.learn_quantized import quantize_and_learn
+
+    return quantize_and_learn(network, seen, make, length=learn, codes=learn_codes).quantized
 
 
 def write_onnx(made: Any, path: str | Path, example_inputs: Any = None) -> Path:
