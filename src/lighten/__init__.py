@@ -17,16 +17,18 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lighten.data import load_text
+    from lighten.distill import distill
     from lighten.errors import UserError
     from lighten.front import compress, inspect, load, prune, quantize, write_onnx
+    from lighten.front_recover import recover
     from lighten.measure import compare, quality
     from lighten.model import Model, open_model
     from lighten.network import Network
     from lighten.pipeline import Result, export, replan
     from lighten.prune import Pruned
     from lighten.quantized import Quantized
-    from lighten.registry import criteria, exporters, families, formats, solvers
-    from lighten.types import Budget, Candidate, Compressed, Layer, Plan, Spec, Stats
+    from lighten.registry import criteria, exporters, families, formats, losses, solvers
+    from lighten.types import Budget, Compressed, Plan, Spec
 
 _HOME = {
     "compress": "front", "prune": "front", "quantize": "front", "load": "front",
@@ -36,15 +38,13 @@ _HOME = {
     "open_model": "model", "Model": "model", "load_text": "data",
     "quality": "measure", "compare": "measure", "UserError": "errors",
     "formats": "registry", "solvers": "registry", "exporters": "registry", "families": "registry",
-    "Budget": "types", "Candidate": "types", "Compressed": "types", "Layer": "types",
-    "Plan": "types", "Spec": "types", "Stats": "types",
+    "Budget": "types", "Compressed": "types", "Plan": "types", "Spec": "types",
+    "losses": "registry", "distill": "distill", "recover": "front_recover",
 }  # fmt: skip
 
 __all__ = [
     "Budget",
-    "Candidate",
     "Compressed",
-    "Layer",
     "Model",
     "Network",
     "Plan",
@@ -52,11 +52,11 @@ __all__ = [
     "Quantized",
     "Result",
     "Spec",
-    "Stats",
     "UserError",
     "compare",
     "compress",
     "criteria",
+    "distill",
     "export",
     "exporters",
     "families",
@@ -64,10 +64,12 @@ __all__ = [
     "inspect",
     "load",
     "load_text",
+    "losses",
     "open_model",
     "prune",
     "quality",
     "quantize",
+    "recover",
     "replan",
     "solvers",
     "write_onnx",

@@ -28,6 +28,11 @@ sees a whole step. A wrong scale or a lost bias is far above."""
 TIME_NOISE = 0.05
 """Share by which two timings of one file may differ."""
 
+SLOWER = 1 + TIME_NOISE
+
+CALL_NOISE_MS = 0.03
+"""By how much the call itself varies: all that can be told apart of networks that are this quick."""
+
 _QUALITY = ("accuracy", "evaluate", "top1_agreement", "mean_kld", "p99_kld", "sqnr_db")
 
 
@@ -77,7 +82,7 @@ def results(
     if after["bytes"] > before["bytes"]:
         sizes = f"{after['bytes'] / 1e6:.2f} MB, {before['bytes'] / 1e6:.2f} MB"
         problems.append(f"the output is larger than the input ({sizes})")
-    if after.get("p50_ms", 0) > 1.05 * before.get("p50_ms", float("inf")):
+    if after.get("p50_ms", 0) > SLOWER * before.get("p50_ms", float("inf")) + CALL_NOISE_MS:
         times = f"{after['p50_ms']:.3g} ms, {before['p50_ms']:.3g} ms"
         problems.append(f"the output is slower than the input ({times})")
     if room is not None:
