@@ -26,8 +26,8 @@ STRETCH = (-0.1, 1.1)
 RATE, WEIGHT, WARM, BETA = 0.1, 10.0, 0.2, (20.0, 2.0)
 """Adam's rate, weight of the annealed term, share of steps before it begins, its exponents.
 
-Measured on ten layers of EfficientNet-Lite0 in 4 bits, 100 steps: error 5.6 per cent below the
-sweep with descent (rate 0.05: 4.4; weight 1: 3.5)."""
+Measured on ten layers of EfficientNet-Lite0 in 4 bits, 100 steps: error 5.3 per cent below the
+sweep with descent. Before, with a rate of 0.05 it was 4.4, with a weight of 1 as well 3.5."""
 
 
 def openness(v: Tensor) -> Tensor:
@@ -61,8 +61,11 @@ def neighbours(fmt: Format, codes: Tensor, grid: Grid, target: Tensor) -> tuple[
     up = torch.where(codes < last, codes + 1, codes)
     down = torch.where(codes > first, codes - 1, codes)
     value_up, value_down = fmt.decode(up, grid), fmt.decode(down, grid)
-    towards = (value_up - q) * (target - q) > 0
-    return torch.where(towards, up, down), torch.where(towards, value_up, value_down)
+    other, value = codes, q
+    for beside, number in ((up, value_up), (down, value_down)):
+        towards = (number - q) * (target - q) > 0
+        other, value = torch.where(towards, beside, other), torch.where(towards, number, value)
+    return other, value
 
 
 def learn_codes(
