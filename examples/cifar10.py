@@ -1,10 +1,12 @@
 """A trained ResNet for CIFAR-10: pruned to half of its multiply-adds, then 8-bit integers.
 
 python examples/cifar10.py --model resnet56
+python examples/cifar10.py --model resnet56 --recover 10epochs
 python examples/cifar10.py --quick
 
-No training. Every row is an ONNX file, measured in onnxruntime: accuracy on test images, size and
-the time of one image on one thread. The files are left in --out, beside the pruned weights.
+No training, unless --recover lets the pruned network learn from the original, without labels, on
+all training images. Every row is an ONNX file, measured in onnxruntime: accuracy on test images,
+size and the time of one image on one thread. The files are left in --out, beside the pruned weights.
 """
 
 from __future__ import annotations
@@ -39,7 +41,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def steps(args: argparse.Namespace) -> None:
-    """Original, pruned, quantized: each written and measured."""
+    """Original, pruned, recovered, quantized: each written and measured."""
     weights = args.weights or SHARED / f"{args.model}_cifar10.safetensors"
     if not weights.is_file():
         raise WrongUse(f"there are no weights at {weights}", "--weights w.safetensors")
@@ -54,7 +56,14 @@ def steps(args: argparse.Namespace) -> None:
     pruned = lighten.prune(original, budget=args.budget, data=calibration)
     pruned.save(args.out / "weights")  # lighten.load(cifar_resnet.resnet20, ...) reads it
     show("pruned", pruned, test, args)
-    quantized = lighten.quantize(pruned.network, data=calibration)
+    small = pruned.network
+    if args.recover:
+        lessons = load("train", args, 512 if args.quick else None)
+        small = lighten.recover(
+            small, original, data=lessons, length=args.recover, folder=args.out / "recover"
+        ).network
+        show("recovered", small, test, args)
+    quantized = lighten.quantize(small, data=calibration)
     show("int8", quantized, test, args)
 
 
@@ -88,6 +97,7 @@ def parser() -> argparse.ArgumentParser:
     add("--download", action="store_true", help="get CIFAR-10 from its home where it is absent")
     add("--budget", default="0.5 macs", help='what is left, such as "0.5 macs" or "100k params"')
     add("--images", type=int, default=1024, help="training images to calibrate on")
+    add("--recover", metavar="LENGTH", help='how long to learn, such as "10epochs" or "500steps"')
     add("--out", type=Path, default=Path("runs/cifar10"), help="where the files go")
     add("--quick", action="store_true", help="64 images to calibrate on, 256 to test")
     return found

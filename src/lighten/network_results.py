@@ -31,7 +31,7 @@ TIME_NOISE = 0.05
 SLOWER = 1 + TIME_NOISE
 
 CALL_NOISE_MS = 0.03
-"""By how much the call itself varies: all that can be told apart of networks that are this quick."""
+"""By how much the call itself varies, which matters for networks that are this quick."""
 
 _QUALITY = ("accuracy", "evaluate", "top1_agreement", "mean_kld", "p99_kld", "sqnr_db")
 

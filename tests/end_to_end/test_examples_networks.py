@@ -23,8 +23,10 @@ def test_cifar10_shows_each_step(shared: Path, repo_root: Path, tmp_path: Path) 
     if not (shared / "models" / "resnet20_cifar10.safetensors").is_file():
         pytest.skip("the weights of ResNet-20 are not here")
     pytest.importorskip("pyarrow")
+    pytest.importorskip("lightning")
     data = shared / "data" / "cifar10"
-    found = run(repo_root, "cifar10.py", "--quick", "--data", data, "--out", tmp_path)
+    words = ("--quick", "--recover", "3steps", "--data", data, "--out", tmp_path)
+    found = run(repo_root, "cifar10.py", *words)
     assert found.returncode == 0, found.stderr
     head, *lines = found.stdout.splitlines()
     assert head.split() == ["accuracy", "kB", "M", "MACs", "p50", "ms"]
@@ -32,10 +34,11 @@ def test_cifar10_shows_each_step(shared: Path, repo_root: Path, tmp_path: Path) 
     for line in lines:
         name, accuracy, *numbers = line.split()
         rows[name] = [float(accuracy.rstrip("%")), *map(float, numbers)]
-    assert list(rows) == ["original", "pruned", "int8"]
+    assert list(rows) == ["original", "pruned", "recovered", "int8"]
     assert rows["original"][0] > 88  # 91.7 of all 10,000
     assert rows["pruned"][0] > 70  # from 64 images; chance is 10
-    assert rows["int8"][0] > rows["pruned"][0] - 5
+    assert rows["recovered"][0] > rows["pruned"][0] - 5
+    assert rows["int8"][0] > rows["recovered"][0] - 5
     assert rows["pruned"][2] <= 0.5 * rows["original"][2]
     assert rows["int8"][2] == rows["pruned"][2]
     assert rows["original"][1] > rows["pruned"][1] > 3 * rows["int8"][1]
