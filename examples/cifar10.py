@@ -6,7 +6,7 @@ python examples/cifar10.py --quick
 
 No training, unless --recover lets the pruned network learn from the original, without labels, on
 all training images. Every row is an ONNX file, measured in onnxruntime: accuracy on test images,
-size and the time of one image on one thread. The files are left in --out, beside the pruned weights.
+size and the time of one image on one thread. The files are left in --out, beside the weights.
 """
 
 from __future__ import annotations
