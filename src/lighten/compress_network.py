@@ -7,7 +7,6 @@ the formats of layers together; `quantize` says otherwise.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +16,7 @@ from lighten import network_cost, network_results
 from lighten.atomic import write_text
 from lighten.cpu import saturates
 from lighten.errors import WrongUse
-from lighten.job import Job, quality, quantized, runner
+from lighten.job import Job, called, quality, quantized, runner
 from lighten.network import Network
 from lighten.network_mixed import made_of, mixed
 from lighten.network_structure import structure
@@ -94,7 +93,7 @@ def compress_network(
     folder = (
         Path(out)
         if out is not None
-        else default_folder(_name(network), budget or sparsity or quantize)
+        else default_folder(called(network), budget or sparsity or quantize)
     )
     wanted = {
         "model": network.digest, "data": data.digest, "source": network.source, "export": export,
@@ -134,8 +133,8 @@ def compress_network(
         metrics = run.json(
             "metrics",
             lambda: network_results.results(
-                before, _after(job, made, small, exported, export), plans, plan,
-                [*small.notes, *exporter.notes(made)], data, _room(limit, before), learned,
+                *_both(job, before, made, small, exported, export), plans, plan,
+                [*small.notes, *exporter.notes(made)], data, limit, learned,
             ),
             given=given,
         )  # fmt: skip
@@ -148,10 +147,8 @@ def compress_network(
 # -- stages --------------------------------------------------------------------------------------
 def _before(job: Job, export: str) -> dict[str, Any]:
     """The original: cost, quality, and speed in the runtime."""
-    path = job.run.file(
-        f"original/{_name(job.network)}{job.exporter.suffix}",
-        lambda path: job.exporter.write(job.network, path),
-    )
+    key = job.original.relative_to(job.run.folder).as_posix()
+    path = job.run.file(key, lambda path: job.exporter.write(job.network, path))
 
     def work() -> dict[str, Any]:
         with stage("measure the original"):
@@ -192,26 +189,20 @@ def _export(job: Job, made: Network | Quantized, plan: Plan, export: str) -> Pat
         return job.run.file(_place(job, export), write, given=plan.to_json())
 
 
-def _after(
-    job: Job, made: Network | Quantized, small: Network, exported: Path, export: str
-) -> dict[str, Any]:
-    """The file's size and speed, the quality of what it computes, and its layers' formats."""
+def _both(
+    job: Job, before: Mapping[str, Any], made: Network | Quantized, small: Network, exported: Path,
+    export: str,
+) -> tuple[dict[str, Any], dict[str, Any]]:  # fmt: skip
+    """What was measured of the original, its speed again in turns with the exported file's; and of
+    that file its size and speed, and the quality of what it computes."""
     with stage("measure the result"):
-        return {
-            **network_cost.sizes(small),
-            **network_cost.speed(export, exported),
-            **quality(job, runner(made)),
-        }
+        files = {"before": job.original, "after": exported}
+        found = network_cost.speeds(export, files)
+        after = {**network_cost.sizes(small), **found["after"], **quality(job, runner(made))}
+        return {**before, **found["before"]}, after
 
 
 # -- small things --------------------------------------------------------------------------------
-def _room(limit: Budget | None, before: Mapping[str, Any]) -> tuple[str, float] | None:
-    """(quantity, the most that it may be) of a budget."""
-    if limit is None:
-        return None
-    return network_cost.quantity(limit), limit.amount(network_cost.now(limit, before))
-
-
 def _others(network: Network) -> str:
     able = [name for name in sorted(exporters) if not exporters[name].refuses(network)]
     return f"what can hold it: {', '.join(able) or 'nothing that lighten writes'}"
@@ -221,13 +212,6 @@ def _place(job: Job, export: str) -> str:
     """Where the exported file is in the run."""
     suffix = job.exporter.suffix
     return f"exports/{job.run.folder.name + suffix if suffix else export}"
-
-
-def _name(network: Network) -> str:
-    """What the network is called in names of files."""
-    last = network.source.rpartition(":")[2].partition("(")[0]
-    found = re.sub(r"\W+", "-", Path(last).name.removesuffix(".pt2")).strip("-")
-    return found or "network"
 
 
 def _memory_needed(network: Network, data: Samples) -> int:

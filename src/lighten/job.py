@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
+from lighten import network_cost
 from lighten.network import Network
 from lighten.network_quality import measure_network, outputs
 from lighten.precision import Bits, group_of
@@ -39,6 +42,22 @@ class Job:
     """A folder of the run, with its slash, for what depends on the bits."""
     made: dict[str, tuple[Network, Quantized]] = field(default_factory=dict)
     """Plan's JSON -> of which network what was made, in this process."""
+
+    @property
+    def original(self) -> Path:
+        """The original, exported as it is."""
+        return self.run.path(f"original/{called(self.network)}{self.exporter.suffix}")
+
+    def beside(self, before: Mapping[str, Any]) -> network_cost.Beside | None:
+        """What candidates are timed in turns with; before: what was measured of the original."""
+        return (self.original, float(before["p50_ms"])) if "p50_ms" in before else None
+
+
+def called(network: Network) -> str:
+    """What a network is called in names of files."""
+    last = network.source.rpartition(":")[2].partition("(")[0]
+    found = re.sub(r"\W+", "-", Path(last).name.removesuffix(".pt2")).strip("-")
+    return found or "network"
 
 
 def quantized(job: Job, network: Network) -> Quantized:

@@ -27,6 +27,10 @@ does not depend on what else the machine does."""
 SECONDS = 2.0
 """Of timing, for a file whose speed is told."""
 
+Beside = tuple[Path, float]
+"""The original's file, and the milliseconds that a budget takes it to have. Candidates are timed in
+turns with it: a machine that is busier now than then would else meet, or miss, any share."""
+
 SECONDS_A_TRY = 1.5
 """Of timing, for a file on the way to a budget."""
 
@@ -38,15 +42,21 @@ def sizes(network: Network) -> dict[str, Any]:
 
 def speed(export: str, path: Path) -> dict[str, Any]:
     """Size of the file; milliseconds of single runs and peak memory where its runtime is here."""
-    facts: dict[str, Any] = {"bytes": nbytes(path)}
+    return speeds(export, {"it": path})["it"]
+
+
+def speeds(export: str, files: Mapping[str, Path]) -> dict[str, dict[str, Any]]:
+    """The same of several files, timed in turns: what else the machine does slows all alike."""
+    facts: dict[str, dict[str, Any]] = {n: {"bytes": nbytes(path)} for n, path in files.items()}
     from lighten.runtimes import onnxruntime
 
     if export == "onnx" and onnxruntime.available():
-        found = onnxruntime.latency(path, threads=THREADS, seconds=SECONDS)
-        facts |= {
-            "p50_ms": found.p50, "p90_ms": found.p90, "p99_ms": found.p99,
-            "peak_memory_bytes": found.peak_rss_bytes,
-        }  # fmt: skip
+        times = onnxruntime.latencies(files, threads=THREADS, seconds=SECONDS)
+        for name, found in times.items():
+            facts[name] |= {
+                "p50_ms": found.p50, "p90_ms": found.p90, "p99_ms": found.p99,
+                "peak_memory_bytes": found.peak_rss_bytes,
+            }  # fmt: skip
     return facts
 
 
@@ -104,11 +114,13 @@ def spend(
     weight_bits: int,
     written: Callable[[Network, Path], None],
     table: Path,
+    beside: Beside | None = None,
 ) -> Spend:
     """Predicted and real cost in the budget's unit.
 
     weight_bits: of weights of layers in the exported file, 32 for float. written: writes a network
-    as it would be exported, its numbers quickly chosen. table: where latencies are kept.
+    as it would be exported, its numbers quickly chosen. table: where latencies are kept. beside:
+    what a candidate is timed in turns with, where a budget is a share of the time now.
     """
     if limit.unit in ("macs", "params"):
         return counted(network, axes, limit.unit)
@@ -125,11 +137,11 @@ def spend(
     if limit.unit == "ms":
         with stage("time operators"):
             terms, fixed = latency_terms(network, axes, times(table, weight_bits < 32))
-        return Spend(terms, fixed, real(_p50), tolerance=0.04)
+        return Spend(terms, fixed, real(lambda path: taken(limit, path, beside)), tolerance=0.04)
     layers = {layer.name for layer in network.layers}
     each = {name: (weight_bits if name in layers else 32) / 8 for name in parameter_counts(network)}
     terms, fixed = size_terms(network, axes, each)
-    return Spend(terms, fixed, real(lambda path: float(nbytes(path))), tolerance=0.02)
+    return Spend(terms, fixed, real(lambda path: taken(limit, path)), tolerance=0.02)
 
 
 def times(table: Path, integer: bool) -> LatencyTable:
@@ -137,15 +149,21 @@ def times(table: Path, integer: bool) -> LatencyTable:
     return LatencyTable(table, THREADS, integer)
 
 
-def taken(limit: Budget, path: Path) -> float:
+def taken(limit: Budget, path: Path, beside: Beside | None = None) -> float:
     """What a file, or a folder of files, really costs in the budget's unit: bytes or ms."""
-    return _p50(path) if limit.unit == "ms" else float(nbytes(path))
+    if limit.unit != "ms":
+        return float(nbytes(path))
+    return _p50(path, beside if limit.relative else None)
 
 
-def _p50(path: Path) -> float:
+def _p50(path: Path, beside: Beside | None) -> float:
     from lighten.runtimes import onnxruntime
 
-    return onnxruntime.latency(path, threads=THREADS, seconds=SECONDS_A_TRY).p50
+    if beside is None:
+        return onnxruntime.latency(path, threads=THREADS, seconds=SECONDS_A_TRY).p50
+    files = {"original": beside[0], "it": path}
+    found = onnxruntime.latencies(files, threads=THREADS, seconds=SECONDS_A_TRY)
+    return beside[1] * found["it"].p50 / found["original"].p50
 
 
 def _at_full(terms: Sequence[Any], fixed: float, axes: Sequence[Axis]) -> float:

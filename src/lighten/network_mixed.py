@@ -79,7 +79,7 @@ def mixed(
         *dict.fromkeys(_option(job, bits[0]) for bits in _singles(job, limit).values()),
     ]
     try:
-        _joint(job, limit, room, names, choices, made)
+        _joint(job, limit, before, names, choices, made)
     except ImpossibleBudget as error:
         if not made:
             raise cannot or error from error
@@ -129,7 +129,7 @@ def _option(job: Job, bits: int) -> str:
 
 # -- widths and formats together -----------------------------------------------------------------
 def _joint(
-    job: Job, limit: Budget, room: float, names: list[str], choices: list[str],
+    job: Job, limit: Budget, before: Mapping[str, Any], names: list[str], choices: list[str],
     made: dict[str, Way],
 ) -> None:  # fmt: skip
     """Add what `decide` finds over widths and formats: with all axes free, and with the streams
@@ -140,7 +140,8 @@ def _joint(
     axes = free(couplings.axes, found)
     streams = {a.name for a in axes} - {a.name for a in branches(axes)}
     errors = _errors(job, [str(Spec.parse(t).format) for t in choices if t != KEEP], len(names))
-    spent = _Spend(job, limit, axes, names, choices)
+    room = limit.amount(network_cost.now(limit, before))
+    spent = _Spend(job, limit, axes, names, choices, job.beside(before))
     ways: dict[str, Collection[str]] = {"mixed": ()}
     if streams:
         ways = {"mixed branches": streams, **ways}
@@ -200,8 +201,10 @@ class _Spend:
     """Predicted and real cost of widths and formats, in the budget's unit."""
 
     def __init__(
-        self, job: Job, limit: Budget, axes: list[Axis], names: list[str], choices: list[str]
-    ) -> None:
+        self, job: Job, limit: Budget, axes: list[Axis], names: list[str], choices: list[str],
+        beside: network_cost.Beside | None,
+    ) -> None:  # fmt: skip
+        self.beside = beside
         self.job, self.limit, self.axes = job, limit, axes
         self.names, self.choices = names, choices
         self.tolerance = TOLERANCE.get(limit.unit, 0.02)
@@ -230,7 +233,7 @@ class _Spend:
         with tempfile.TemporaryDirectory(prefix="lighten-") as folder:
             path = Path(folder) / "candidate.onnx"
             self.job.exporter.write(made, path)
-            return network_cost.taken(self.limit, path)
+            return network_cost.taken(self.limit, path, self.beside)
 
     def _time(self) -> Predicted:
         path = self.job.run.folder / "latencies.json"

@@ -12,11 +12,12 @@ from torch import Tensor
 
 from lighten.errors import BadOutput
 from lighten.network import Network
+from lighten.network_cost import quantity
 from lighten.progress import note
 from lighten.quantized import Quantized
 from lighten.samples import Samples
 from lighten.simulate import Simulation
-from lighten.types import Plan
+from lighten.types import Budget, Plan
 
 FLOAT_ERROR = 1e-4
 """Relative error that float kernels of two makers may differ by, over a whole network."""
@@ -69,13 +70,13 @@ def results(
     plan: Plan,
     notes: Sequence[str],
     data: Samples,
-    room: tuple[str, float] | None = None,
+    limit: Budget | None = None,
     learned: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """{"before", "after"}: quantities by name; "plans": what was measured; "problems", "notes";
     "formats": how many layers have which, where they have their own.
 
-    room: the quantity that the budget limits, and the most that it may be. learned: what recovery
+    limit: the budget, a share of what `before` says. learned: what recovery
     adds, "recover" and "steps", of which the last is what was exported.
     """
     problems = []
@@ -85,8 +86,9 @@ def results(
     if after.get("p50_ms", 0) > SLOWER * before.get("p50_ms", float("inf")) + CALL_NOISE_MS:
         times = f"{after['p50_ms']:.3g} ms, {before['p50_ms']:.3g} ms"
         problems.append(f"the output is slower than the input ({times})")
-    if room is not None:
-        name, most = room
+    if limit is not None:
+        name = quantity(limit)
+        most = limit.amount(float(before[name]))
         if after[name] > (1 + TIME_NOISE if name == "p50_ms" else 1) * most:
             problems.append(
                 f"the budget is not met: {name} {after[name]:,.6g}, allowed {most:,.6g}"

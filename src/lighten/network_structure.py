@@ -40,7 +40,7 @@ def structure(
     spent = network_cost.spend(
         job.network, couplings.free, limit, job.bits[0] if job.bits else 32,
         lambda network, path: job.exporter.write(roughly(job, network), path),
-        job.run.folder / "latencies.json",
+        job.run.folder / "latencies.json", job.beside(before),
     )  # fmt: skip
     # stored, for a time that is taken again may be on the other side of the budget
     whole = job.run.json(f"{job.within}measured/whole", lambda: {"cost": spent.actual(job.network)})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -152,12 +153,15 @@ def test_stopped_says_how_to_go_on(
 def test_a_result_that_is_worse_exits_1(
     here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    speed = network_cost.speed
+    speeds = network_cost.speeds
 
-    def larger(export: str, path: Path) -> dict[str, Any]:
-        return {"bytes": speed(export, path)["bytes"] + 10**7 * ("exports" in str(path))}
+    def larger(export: str, files: Mapping[str, Path]) -> dict[str, dict[str, Any]]:
+        found = speeds(export, files)
+        for name, path in files.items():
+            found[name]["bytes"] += 10**7 * ("exports" in str(path))
+        return found
 
-    monkeypatch.setattr(network_cost, "speed", larger)
+    monkeypatch.setattr(network_cost, "speeds", larger)
     line = [*LINE, "--budget", "0.9 macs", "--export", "checkpoint", "--json"]
     assert main(line) == 1
     out, err = capsys.readouterr()

@@ -10,7 +10,7 @@ import copy
 import json
 import math
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +50,10 @@ def made_up(path: Path, **_: Any) -> onnxruntime.Latency:
     return onnxruntime.Latency(0.1 + size / 1e4, 0.2 + size / 1e4, 0.3 + size / 1e4, 9, 10**8)
 
 
+def in_turns(files: Mapping[str, Path], **_: Any) -> dict[str, onnxruntime.Latency]:
+    return {name: made_up(path) for name, path in files.items()}
+
+
 class Table:
     """Times of operators that have little to do with those of files."""
 
@@ -67,6 +71,7 @@ class Table:
 @pytest.fixture(autouse=True)
 def _steady(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(onnxruntime, "latency", made_up)
+    monkeypatch.setattr(onnxruntime, "latencies", in_turns)
     monkeypatch.setattr(network_cost, "LatencyTable", Table)
 
 
@@ -84,6 +89,7 @@ def size(path: Path) -> int:
 def done(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Result]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(onnxruntime, "latency", made_up)
+        patch.setattr(onnxruntime, "latencies", in_turns)
         yield compress(tmp_path_factory.mktemp("done") / "run", budget="0.5 macs")
 
 
@@ -160,15 +166,39 @@ def test_a_budget_that_is_missed_is_a_problem(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The last word has the file that was written, not those on the way to it."""
-    speed = network_cost.speed
+    speeds = network_cost.speeds
 
-    def slower(export: str, path: Path) -> dict[str, Any]:
-        found = speed(export, path)
-        return found | {"p50_ms": found["p50_ms"] + 200 * ("exports" in str(path))}
+    def slower(export: str, files: Mapping[str, Path]) -> dict[str, dict[str, Any]]:
+        found = speeds(export, files)
+        for name, path in files.items():
+            found[name]["p50_ms"] += 200 * ("exports" in str(path))
+        return found
 
-    monkeypatch.setattr(network_cost, "speed", slower)
+    monkeypatch.setattr(network_cost, "speeds", slower)
     found = compress(tmp_path / "run", budget="100ms", data=X)
     assert "budget is not met" in " ".join(found.metrics["problems"])
+
+
+@pytest.mark.parametrize("quantize", ["auto", "int8", "none"])
+def test_a_share_is_of_the_same_minute(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quantize: str
+) -> None:
+    """The machine was busy when the original was measured: that makes no share easier to meet."""
+    load = iter([5.0])
+
+    def busy(files: Mapping[str, Path], **_: Any) -> dict[str, onnxruntime.Latency]:
+        share = next(load, 1.0)
+        return {
+            name: onnxruntime.Latency(share * made_up(path).p50, 99, 99, 9, 10**8)
+            for name, path in files.items()
+        }
+
+    monkeypatch.setattr(onnxruntime, "latencies", busy)
+    found = compress(tmp_path / "run", budget="70% ms", data=X, quantize=quantize)
+    [original] = (found.run / "original").glob("*.onnx")
+    assert made_up(found.exported).p50 <= 0.7 * made_up(original).p50
+    assert found.metrics["before"]["p50_ms"] == made_up(original).p50
+    assert not found.metrics["problems"]
 
 
 def test_the_real_clock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -294,7 +324,7 @@ def idle(patch: pytest.MonkeyPatch) -> None:
         patch.setattr(network_structure, name, _work)
     for name in ("quantize_network", "outputs"):
         patch.setattr(job, name, _work)
-    patch.setattr(network_cost, "speed", _work)
+    patch.setattr(network_cost, "speeds", _work)
     patch.setattr(network_cost, "_p50", _work)
 
 

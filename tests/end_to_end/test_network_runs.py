@@ -43,6 +43,7 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> Any:
     """No clock: on a busy machine a small file may seem slower than a large one."""
     steady = onnxruntime.Latency(0.1, 0.2, 0.3, 9, 10**8)
     monkeypatch.setattr(onnxruntime, "latency", lambda *_, **__: steady)
+    monkeypatch.setattr(onnxruntime, "latencies", lambda files, **_: dict.fromkeys(files, steady))
     yield
     progress.be_quiet(False)
 
@@ -75,7 +76,7 @@ def _work(*_: Any, **__: Any) -> Any:
 def idle(patch: pytest.MonkeyPatch) -> None:
     for module, names in {
         network_structure: ("curves", "compensate", "quality"),
-        compress_network: ("quality",), job: ("outputs",), network_cost: ("speed", "_p50"),
+        compress_network: ("quality",), job: ("outputs",), network_cost: ("speeds", "_p50"),
     }.items():  # fmt: skip
         for name in names:
             patch.setattr(module, name, _work)
