@@ -109,10 +109,108 @@ def _stored(
 
 
 # -- milliseconds --------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class Scale:
+    """What the times of single operators are off by inside a whole network."""
+
+    floats: float = 1.0
+    integers: float = 1.0
+    conversions: float = 1.0
+
+
+@dataclass(frozen=True)
+class _Operator:
+    """One operator, in int8 where all layers around it are."""
+
+    near: frozenset[str]
+    plain: Term
+    integer: Term
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return (*self.plain.names, *sorted(map(format_of, self.near)))
+
+    def parts(self, values: Values) -> Scale:
+        whole = bool(self.near) and len(_integers(self.near, values)) == len(self.near)
+        if whole:
+            return Scale(0.0, self.integer.cost(values), 0.0)
+        return Scale(self.plain.cost(values), 0.0, 0.0)
+
+
+@dataclass(frozen=True)
+class _Conversion:
+    """A tensor from integers to float or back, where the layers around it are not all alike."""
+
+    around: frozenset[str]
+    outputs: Extent
+    base: float
+    per_channel: float
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        axes = sorted({axis for axis, _ in self.outputs.per})
+        return (*axes, *sorted(map(format_of, self.around)))
+
+    def parts(self, values: Values) -> Scale:
+        count = len(_integers(self.around, values))
+        if count in (0, len(self.around)):
+            return Scale(0.0, 0.0, 0.0)
+        return Scale(0.0, 0.0, self.base + self.per_channel * self.outputs.at(values))
+
+
+@dataclass(frozen=True)
+class Times:
+    """Milliseconds of an exported file, by what they are spent on."""
+
+    every: Sequence[_Operator | _Conversion]
+
+    def parts(self, values: Values) -> Scale:
+        """Milliseconds of float operators, of int8 operators and of conversions."""
+        found = [one.parts(values) for one in self.every]
+        return Scale(
+            sum(f.floats for f in found), sum(f.integers for f in found),
+            sum(f.conversions for f in found),
+        )  # fmt: skip
+
+    def predicted(self, scale: Scale) -> Predicted:
+        """As terms of decisions."""
+        return Predicted([Term(one.names, _scaled(one, scale)) for one in self.every], 0.0)
+
+    def fitted(self, integers: Measured, floats: Measured, mixed: Measured) -> Scale:
+        """The scale that explains three real times: of a network in int8, in float, and of one in
+        which they meet often. What that costs is seen in no single operator: runtimes have another
+        layout for each kind, and change it too."""
+        whole = self.parts(floats[0]).floats
+        per_float = floats[1] / whole if whole else 1.0
+        rest = self.parts(integers[0])
+        left = integers[1] - per_float * rest.floats
+        per_integer = max(left, 0.0) / rest.integers if rest.integers else 1.0
+        both = self.parts(mixed[0])
+        left = mixed[1] - per_float * both.floats - per_integer * both.integers
+        per_conversion = left / both.conversions if both.conversions else 1.0
+        return Scale(per_float, per_integer, max(1.0, per_conversion))
+
+
+Measured = tuple[Values, float]
+"""A choice, and what it really took."""
+
+
+def _scaled(one: _Operator | _Conversion, scale: Scale) -> Callable[[Values], float]:
+    def cost(values: Values) -> float:
+        parts = one.parts(values)
+        return (
+            scale.floats * parts.floats
+            + scale.integers * parts.integers
+            + scale.conversions * parts.conversions
+        )
+
+    return cost
+
+
 def time_terms(
     network: Network, axes: Sequence[Axis], layers: Sequence[str],
     table: Callable[[bool], LatencyTable],
-) -> Predicted:  # fmt: skip
+) -> Times:  # fmt: skip
     """Milliseconds of an exported file: operators in float or in int8, and the conversions where
     one follows the other.
 
@@ -125,21 +223,15 @@ def time_terms(
     weights = dict(weighted(network.graph))
     own = {node: name for node, name in weights.items() if name in able}
     found = extents(network, axes)
-    terms, fixed = [], 0.0
+    every: list[_Operator | _Conversion] = []
     for node in network.graph.graph.nodes:
-        if node in own:
-            near = {own[node]}
-        elif node in weights:
-            near = set()
+        if node.name not in floats:
+            continue
+        if node in weights:
+            near = {own[node]} if node in own else set()
         else:
             near = _reached(node, own, back=True) | _reached(node, own, back=False)
-        if node.name in floats:
-            pair = floats[node.name], integers[node.name]
-            if near or pair[0].names:
-                names = (*pair[0].names, *sorted(map(format_of, near)))
-                terms.append(Term(names, _either(near, *pair)))
-            else:
-                fixed += pair[0].cost({})
+        every.append(_Operator(frozenset(near), floats[node.name], integers[node.name]))
     base = plain.milliseconds(Operator("stream"))
     each = (plain.milliseconds(Operator("stream", elements=1_000_000)) - base) / 1e6
     for node, layer in own.items():
@@ -147,35 +239,12 @@ def time_terms(
         value = node.meta["val"]
         if not readers or not isinstance(value, Tensor):
             continue
+        channels = int(node.args[1].meta["val"].shape[0])  # type: ignore[union-attr]
         dims = found.get(layer)
-        outputs = dims[0] if dims else Extent(int(node.args[1].meta["val"].shape[0]), ())  # type: ignore[union-attr]
-        positions = value[:1].numel() / int(node.args[1].meta["val"].shape[0])  # type: ignore[union-attr]
-        around = {layer, *readers}
-        names = (*sorted({a for a, _ in outputs.per}), *sorted(map(format_of, around)))
-        terms.append(Term(names, _conversion(around, outputs, base, 2 * each * positions)))
-    return Predicted(terms, fixed)
-
-
-def _either(near: set[str], plain: Term, integer: Term) -> Callable[[Values], float]:
-    """In int8 where all layers around are."""
-
-    def cost(values: Values) -> float:
-        whole = bool(near) and len(_integers(near, values)) == len(near)
-        return (integer if whole else plain).cost(values)
-
-    return cost
-
-
-def _conversion(
-    around: set[str], outputs: Extent, base: float, per_channel: float
-) -> Callable[[Values], float]:
-    """Of a tensor from integers to float or back, where the layers around it are not all alike."""
-
-    def cost(values: Values) -> float:
-        count = len(_integers(around, values))
-        return 0.0 if count in (0, len(around)) else base + per_channel * outputs.at(values)
-
-    return cost
+        outputs = dims[0] if dims else Extent(channels, ())
+        per_channel = 2 * each * value[:1].numel() / channels
+        every.append(_Conversion(frozenset({layer, *readers}), outputs, base, per_channel))
+    return Times(every)
 
 
 def _reached(node: fx.Node, own: Mapping[fx.Node, str], *, back: bool) -> set[str]:

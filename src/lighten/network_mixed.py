@@ -8,7 +8,7 @@ data, and the best one is taken.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -183,11 +183,9 @@ def _values(
     def work() -> dict[str, Any]:
         with stage(f"choose widths and formats ({name})"):
             predicted = spent.predicted
-            full: dict[str, Any] = {a.name: a.width for a in axes}
-            full |= {format_of(layer): spent.choices[1] for layer in spent.names}
+            full, cost = spent.whole
             met = meet(
-                Narrowed(job.network, full, {}, spent.actual(job.network, full)), make, predicted,
-                room,
+                Narrowed(job.network, full, {}, cost), make, predicted, room,
                 lambda cost: decide(decisions, predicted.terms, cost, predicted.fixed, losses),
                 spent.tolerance,
             )  # fmt: skip
@@ -238,10 +236,25 @@ class _Spend:
     def _time(self) -> Predicted:
         path = self.job.run.folder / "latencies.json"
         with stage("time operators"):
-            return time_terms(
+            found = time_terms(
                 self.job.network, self.axes, self.names,
                 lambda integer: network_cost.times(path, integer),
             )  # fmt: skip
+        keep, integer = self.choices[:2]
+        with stage("time whole networks"):
+            real = [self._real(kinds) for kinds in ([integer], [keep], [integer, keep])]
+        return found.predicted(found.fitted(*real))
+
+    @property
+    def whole(self) -> tuple[dict[str, Any], float]:
+        """All widths as they are and all layers in 8 bits, and what that costs."""
+        return self._real([self.choices[1]])
+
+    def _real(self, kinds: Sequence[str]) -> tuple[dict[str, Any], float]:
+        """The whole network, its layers of these formats in turns, and what it really costs."""
+        values: dict[str, Any] = {a.name: a.width for a in self.axes}
+        values |= {format_of(n): kinds[i % len(kinds)] for i, n in enumerate(self.names)}
+        return values, self.actual(self.job.network, values)
 
     def _bytes(self) -> Predicted:
         """What an integer layer adds to the file is read off two whole files."""
@@ -251,11 +264,8 @@ class _Spend:
             for name in self.names
         }
         plain = byte_terms(self.job.network, self.axes, bits)
-        costs = []
-        for option in self.choices[:2]:
-            values: dict[str, Any] = {a.name: a.width for a in self.axes}
-            values |= {format_of(name): option for name in self.names}
-            costs.append(self.actual(self.job.network, values) - plain(values))
+        real = [self._real([option]) for option in self.choices[:2]]
+        costs = [cost - plain(values) for values, cost in real]
         overhead = (costs[1] - costs[0]) / max(1, len(self.names))
         return byte_terms(self.job.network, self.axes, bits, overhead)
 

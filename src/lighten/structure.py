@@ -92,7 +92,7 @@ def meet(
     whole: what the search sets out from, whose cost teaches how far predictions are off. Raises
     ImpossibleBudget where nothing comes under the limit.
     """
-    best: Narrowed | None = None
+    best = whole if whole.cost <= limit else None
     seen = [(predicted(whole.widths), whole.cost)]
     tried = set[tuple[tuple[str, Any], ...]]()
     for _ in range(TURNS):

@@ -14,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from lighten.coupling import couple
 from lighten.format_errors import FormatErrors
 from lighten.latency_operators import Operator
-from lighten.mixed_cost import KEEP, byte_terms, decisions_of, format_of, time_terms
+from lighten.mixed_cost import KEEP, Scale, byte_terms, decisions_of, format_of, time_terms
 from lighten.mixture import Touch, quantize_mixed
 from lighten.network import Network
 from lighten.registry import exporters
@@ -84,7 +84,7 @@ class Table:
 
 
 def test_times_of_operators_and_of_conversions() -> None:
-    predicted = time_terms(NET, AXES, NAMES, Table)  # type: ignore[arg-type]
+    predicted = time_terms(NET, AXES, NAMES, Table).predicted(Scale())  # type: ignore[arg-type]
     floats, integers = predicted(values(*[KEEP] * 4)), predicted(values(*[INT8] * 4))
     assert floats == pytest.approx(3 * integers)
     assert predicted(values(*[INT4] * 4)) == integers, "4 bits are multiplied as 8"
@@ -94,6 +94,19 @@ def test_times_of_operators_and_of_conversions() -> None:
     assert one < floats
     narrow = predicted(values(*[INT8] * 4, conv1=8))
     assert narrow < integers
+
+
+def test_three_real_files_say_what_operators_are_off_by() -> None:
+    """Layouts that change between float and integers are in no single operator's time."""
+    times = time_terms(NET, AXES, NAMES, Table)  # type: ignore[arg-type]
+    truth = times.predicted(Scale(1.2, 0.8, 30.0))
+    mixes = [values(*[INT8] * 4), values(*[KEEP] * 4), values(INT8, KEEP, INT8, KEEP)]
+    found = times.fitted(*((mix, truth(mix)) for mix in mixes))
+    assert found.floats == pytest.approx(1.2)
+    assert found.integers == pytest.approx(0.8)
+    assert found.conversions == pytest.approx(30)
+    other = values(KEEP, INT4, KEEP, INT8, conv1=8)
+    assert times.predicted(found)(other) == pytest.approx(truth(other))
 
 
 def test_errors_of_layers_and_of_what_they_share() -> None:
