@@ -16,7 +16,7 @@ def rate_at(step: int, steps: int, rate: float, warm_up: float = WARM_UP) -> flo
     """The rate of step 0 .. steps - 1; `rate` is the highest.
 
     >>> [round(rate_at(n, 10, 1.0, warm_up=0.2), 2) for n in (0, 1, 2, 5, 9)]
-    [0.5, 1.0, 0.96, 0.59, 0.04]
+    [0.5, 1.0, 0.97, 0.59, 0.03]
     """
     rising = math.ceil(warm_up * steps)
     if step < rising:

@@ -76,16 +76,34 @@ def test_groups_are_computed_by_the_runtime(
     assert path.stat().st_size < {4: 0.5, 8: 0.6}[bits] * whole.stat().st_size
 
 
-def test_the_sweep_beats_rounding_and_groups_beat_rows(module: nn.Module, data: Tensor) -> None:
-    network = Network.of(module, data[:2])
+def drawn(seed: int) -> tuple[Network, Tensor]:
+    """A network whose weights on some inputs are far larger than on others, and its data."""
+    torch.manual_seed(seed)
+    module = Mixer().eval()
+    with torch.no_grad():
+        module.up.weight[:, :32] *= 0.1
+        module.down.weight[:, :32] *= 0.1
+    x = torch.randn(96, 7, 12) @ torch.randn(12, 64) + 0.1 * torch.randn(96, 7, 64)
+    return Network.of(module, x[:2]), x
 
-    def decibels(group: int | None, solver: str = "gptq") -> float:
-        made = quantize(network, data[:64], bits_weights=4, bits_activations=None, group=group,
-                        solver=solver)  # fmt: skip
-        return quality(made, network, data[64:])
 
-    assert decibels(32) > decibels(32, "rtn") + 3
-    assert decibels(32) > decibels(None) + 0.5
+def test_the_sweep_beats_rounding_and_groups_beat_rows() -> None:
+    """On the mean of five networks: a single one is off by 2 dB with the number of threads. Groups
+    are judged by the layer they are in: the last layer has no groups, and most of the error."""
+    found: dict[tuple[int | None, str], float] = {}
+    lost = dict(found)
+    for network, x in map(drawn, range(5)):
+        for group, solver in ((32, "gptq"), (32, "rtn"), (None, "gptq")):
+            made = quantize(network, x[:64], bits_weights=4, bits_activations=None, group=group,
+                            solver=solver)  # fmt: skip
+            key = group, solver
+            found[key] = found.get(key, 0.0) + quality(made, network, x[64:]) / 5
+            weight = network.module.get_parameter("up.weight")
+            off = x[64:] @ (weight - made.weights["up.weight"].dense()).T
+            share = off.square().sum() / (x[64:] @ weight.T).square().sum()
+            lost[key] = lost.get(key, 0.0) + float(share)
+    assert found[32, "gptq"] > found[32, "rtn"] + 3
+    assert lost[32, "gptq"] < 0.7 * lost[None, "gptq"]
 
 
 def test_a_format_by_its_name(module: nn.Module, data: Tensor) -> None:
