@@ -85,6 +85,26 @@ def efficientnet(folder: Path) -> tuple[str, Table] | None:
     return text, (head, rows, (0,))
 
 
+def learned_rounding(folder: Path) -> tuple[str, Table] | None:
+    """Agreement with its interval, divergence and noise: what learning adds to the sweep."""
+    found = read(folder, "learned_rounding")
+    if not found:
+        return None
+    rows = [
+        (name.replace("_", " "), _percent(_value(r, "top1_agreement")),
+         " to ".join(_percent(r["top1_agreement"][end]) for end in ("low", "high")),
+         _number(_value(r, "mean_kld"), 3), _number(_value(r, "sqnr_db"), 2),
+         _number(r.get("bytes", 0) / 1e6, 2), _number(r.get("seconds"), 0))
+        for name, r in found["rows"].items()
+    ]  # fmt: skip
+    text = (
+        f"{found['test']} photos measured in onnxruntime, {found['threads']} thread;"
+        f" {found['steps']} steps at a rate of {found['rate']:g}."
+    )
+    head = ("", "top-1 as float", "95 % interval", "KLD", "SQNR, dB", "MB", "made in, s")
+    return text, (head, rows, (0, 2))
+
+
 def half_latency(folder: Path) -> tuple[str, Table] | None:
     """Before, after and their ratio."""
     found = read(folder, "half_latency")

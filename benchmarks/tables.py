@@ -145,6 +145,7 @@ def pages(folder: Path = HERE) -> dict[Path, str]:
             "patterns": network(network_tables.patterns(folder)),
             "resnet56_macs": network(network_tables.resnet56(folder)),
             "efficientnet_int8": network(network_tables.efficientnet(folder)),
+            "learned_rounding": network(network_tables.learned_rounding(folder)),
             "half_latency": network(network_tables.half_latency(folder)),
         },
         "README.md": {"results": results("en", folder)},
