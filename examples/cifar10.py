@@ -7,6 +7,8 @@ python examples/cifar10.py --quick
 No training, unless --recover lets the pruned network learn from the original, without labels, on
 all training images. Every row is an ONNX file, measured in onnxruntime: accuracy on test images,
 size and the time of one image on one thread. The files are left in --out, beside the weights.
+
+cifar10.ipynb is the same as a notebook, made from this file by `python scripts/notebook.py`.
 """
 
 from __future__ import annotations
@@ -42,6 +44,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def steps(args: argparse.Namespace) -> None:
     """Original, pruned, recovered, quantized: each written and measured."""
+    # A trained network, a few training images to calibrate on, and test images to measure on.
     weights = args.weights or SHARED / f"{args.model}_cifar10.safetensors"
     if not weights.is_file():
         raise WrongUse(f"there are no weights at {weights}", "--weights w.safetensors")
@@ -50,12 +53,18 @@ def steps(args: argparse.Namespace) -> None:
     original = lighten.Network.of(model.eval(), torch.zeros(2, 3, 32, 32))
     calibration = load("train", args, 64 if args.quick else args.images)
     test = load("test", args, 256 if args.quick else None)
-    print(f"{'':10}{'accuracy':>10}{'kB':>10}{'M MACs':>10}{'p50 ms':>10}")
 
+    # The network as it came. This row is what the others are compared with.
+    print(f"{'':10}{'accuracy':>10}{'kB':>10}{'M MACs':>10}{'p50 ms':>10}")
     show("original", original, test, args)
+
+    # Prune: channels go, the least important first, until the budget is met. What read them is
+    # solved again by least squares, so most of the accuracy stays without any training.
     pruned = lighten.prune(original, budget=args.budget, data=calibration)
     pruned.save(args.out / "weights")  # lighten.load(cifar_resnet.resnet20, ...) reads it
     show("pruned", pruned, test, args)
+
+    # Recover, when asked to: the small network learns from the original. Labels are not needed.
     small = pruned.network
     if args.recover:
         lessons = load("train", args, 512 if args.quick else None)
@@ -63,6 +72,8 @@ def steps(args: argparse.Namespace) -> None:
             small, original, data=lessons, length=args.recover, folder=args.out / "recover"
         ).network
         show("recovered", small, test, args)
+
+    # Quantize: weights and what flows between layers become 8-bit integers.
     quantized = lighten.quantize(small, data=calibration)
     show("int8", quantized, test, args)
 
