@@ -26,6 +26,7 @@ from lighten.options import (
     Mean,
     Model,
     Quiet,
+    Runs,
     Samples,
     Seed,
     Size,
@@ -232,11 +233,28 @@ def export(
 
 
 @app.command()
-def report(run: Folder, as_json: AsJson = False) -> None:
-    """What RUN has done and measured."""
-    from lighten.summary import of_run
+def report(
+    runs: Runs,
+    html: Annotated[
+        Path | None,
+        typer.Option(help="Where the page goes. Without: RUN/report.html, or comparison.html."),
+    ] = None,
+    show: Annotated[bool, typer.Option("--open", help="Show the page in the browser.")] = False,
+    lang: Annotated[
+        str | None, typer.Option(help='Of the page: "en" or "zh". Without: the locale\'s.')
+    ] = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """What RUN has done and measured, as a page and in short; several runs side by side."""
+    from lighten import report as pages
+    from lighten.summary import of_runs
 
-    _show(of_run(run), as_json)
+    facts = of_runs(runs)
+    path = pages.offered(runs, html, lang)
+    if show and path is not None and not pages.open_in_browser(path):
+        note("there is no browser here to show it")
+    _show(facts, as_json)
 
 
 @app.command()

@@ -34,6 +34,9 @@ Model = Annotated[
 Folder = Annotated[
     Path, typer.Argument(metavar="RUN", help="The folder that `compress` wrote (its --out).")
 ]
+Runs = Annotated[
+    list[Path], typer.Argument(metavar="RUN...", help="Folders that `compress` or `distill` wrote.")
+]
 Data = Annotated[
     Path | None,
     typer.Option(

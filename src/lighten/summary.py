@@ -80,6 +80,26 @@ def of_run(folder: Path) -> dict[str, Any]:
     return facts | {"stages": list(stages.values())}
 
 
+def of_runs(folders: Sequence[Path]) -> dict[str, Any]:
+    """One run's facts; of several, what each measured afterwards, a column each."""
+    if len(folders) == 1:
+        return of_run(folders[0])
+    runs = [of_run(folder) for folder in folders]
+    names = [str(folder) for folder in folders]
+    facts: dict[str, Any] = {
+        name: run.get("after", {}) for name, run in zip(names, runs, strict=True)
+    }
+    told = [
+        f"{name}: {line}" for name, run in zip(names, runs, strict=True)
+        for line in run.get("notes", ())
+    ]  # fmt: skip
+    failed = [
+        f"{name}: {line}" for name, run in zip(names, runs, strict=True)
+        for line in run.get("problems", ())
+    ]  # fmt: skip
+    return {**facts, "notes": told, "problems": failed}
+
+
 def label(key: str) -> str:
     """A key as words."""
     return key.replace("_", " ")

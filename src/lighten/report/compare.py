@@ -1,0 +1,103 @@
+"""Several runs side by side: one column each, and one picture of all trade-offs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from lighten.report import page, tradeoff
+from lighten.report.facts import Facts
+from lighten.report.glance import Row, rows
+from lighten.report.units import value_of
+from lighten.report.verdict import verdict
+from lighten.report.words import language
+
+
+def render(runs: Sequence[Facts], lang: str | None = None) -> str:
+    """The page as HTML. Raises UnknownName."""
+    lang = language(lang)
+    names = distinct([run.name for run in runs])
+    tables = [{row.key: row for row in rows(run.metrics)} for run in runs]
+    keys = [row.key for row in _longest(tables)]
+    same = len({str(run.request.get("model")) for run in runs}) == 1
+    found = common_curve(runs, names)
+    context: dict[str, Any] = {
+        "title": " · ".join(names),
+        "runs": [
+            {"name": name, "facts": run, "verdict": verdict(run.metrics, run.export)}
+            for name, run in zip(names, runs, strict=True)
+        ],
+        "keys": keys,
+        "table": [[table.get(key) for table in tables] for key in keys],
+        "best": [_best([table.get(key) for table in tables]) for key in keys],
+        "same_model": same,
+        "curve": found,
+        "rows": _longest(tables),
+        "figures": {} if found is None else {f"curve:{k}": f for k, f in found.figures.items()},
+    }
+    return page.fill("compare.html", context, lang)
+
+
+def common_curve(runs: Sequence[Facts], names: Sequence[str]) -> tradeoff.Curve | None:
+    """The curves of all runs in one; each has its colour."""
+    points: list[dict[str, Any]] = []
+    owners: list[str] = []
+    for run, name in zip(runs, names, strict=True):
+        for point in tradeoff.points_of(run):
+            points.append(point)
+            owners.append(name)
+    figures = {}
+    for cost in tradeoff.COSTS:
+        for quality in tradeoff.QUALITIES:
+            pairs = [
+                (p, n) for p, n in zip(points, owners, strict=True)
+                if value_of(p.get(cost)) is not None and value_of(p.get(quality)) is not None
+            ]  # fmt: skip
+            if len({value_of(p.get(cost)) for p, _ in pairs}) > 1:
+                figures[f"{cost}|{quality}"] = tradeoff.figure(
+                    [p for p, _ in pairs], cost, quality, [n for _, n in pairs]
+                )
+    if not figures:
+        return None
+    costs = [c for c in tradeoff.COSTS if any(k.startswith(f"{c}|") for k in figures)]
+    qualities = [q for q in tradeoff.QUALITIES if any(k.endswith(f"|{q}") for k in figures)]
+    made = [{**tradeoff.row_of(p, costs, qualities), "run": n}
+            for p, n in zip(points, owners, strict=True)]  # fmt: skip
+    return tradeoff.Curve(figures, costs, qualities, made)
+
+
+def distinct(names: Sequence[str]) -> list[str]:
+    """Names with a number behind those that come again.
+
+    >>> distinct(["a", "b", "a"])
+    ['a', 'b', 'a (2)']
+    """
+    seen: dict[str, int] = {}
+    out = []
+    for name in names:
+        seen[name] = seen.get(name, 0) + 1
+        out.append(name if seen[name] == 1 else f"{name} ({seen[name]})")
+    return out
+
+
+def _longest(tables: Sequence[dict[str, Row]]) -> list[Row]:
+    """A row for each quantity that any run has, in the order of the table."""
+    order: dict[str, Row] = {}
+    for table in sorted(tables, key=len, reverse=True):
+        for key, row in table.items():
+            order.setdefault(key, row)
+    return list(order.values())
+
+
+_LOWER = ("bytes", "parameters", "macs", "bits_per_weight", "p50_ms", "p99_ms", "load_seconds",
+          "peak_memory_bytes", "perplexity", "mean_kld", "p99_kld", "relative_error")  # fmt: skip
+
+
+def _best(cells: Sequence[Row | None]) -> int | None:
+    """Which column is best; None where they are all the same or only one has it."""
+    values = [(value_of(c.after), i) for i, c in enumerate(cells) if c is not None]
+    known = [(v, i) for v, i in values if v is not None]
+    if len(known) < 2 or len({v for v, _ in known}) == 1:
+        return None
+    lower = next(c for c in cells if c is not None).key in _LOWER
+    return (min if lower else max)(known)[1]
