@@ -27,6 +27,7 @@ from lighten.progress import note, stage
 from lighten.quantized import Quantized
 from lighten.recover_stage import Recovery, recovered
 from lighten.registry import exporters
+from lighten.report import kept
 from lighten.run import Run, default_folder
 from lighten.samples import Samples
 from lighten.sparse import format_of, pattern_of
@@ -141,6 +142,7 @@ def compress_network(
         if also is not None:
             other = made if sparse is None else sparse if also == "checkpoint" else small
             exported = _export(replace(job, exporter=exporters[also]), other, plan, also)
+        kept(folder)
         return Result(folder, exported, plan, metrics, small.module)
 
 

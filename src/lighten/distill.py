@@ -29,6 +29,7 @@ from lighten.lesson import Lesson
 from lighten.network import Network
 from lighten.network_results import verify
 from lighten.progress import note, stage
+from lighten.report import kept
 from lighten.run import Run
 from lighten.students import Student, StudentSpec, make_student, read_student
 from lighten.teach import Hyperparameters, teach
@@ -138,6 +139,7 @@ def distill(
             "metrics",
             lambda: results(asked, begun.network, taught, learning, trials, exported),
         )
+        kept(folder)
         return Distilled(made, metrics, folder, exported)
 
 

@@ -33,6 +33,7 @@ from lighten.recover_language import Made, lessons, take, wish
 from lighten.recover_language import made as made_by
 from lighten.recover_language import recover as recover_language
 from lighten.registry import exporters, formats
+from lighten.report import kept
 from lighten.results import results
 from lighten.run import Run, default_folder
 from lighten.sensitivity import sensitivities
@@ -137,6 +138,7 @@ def compress(
             lambda: _metrics(job, corpus, made, quality, export, exported),
             given=made.given,
         )
+        kept(folder)
         return Result(folder, exported, plan, metrics)
 
 
@@ -389,10 +391,8 @@ def _memory_needed(model: Model, tokens: int) -> int:
 
 
 def _stored_candidates(run: Run) -> list[Candidate]:
-    return [
-        Candidate(r["unit"], r["specs"], r["error"], r["cost"], r.get("width"))
-        for r in run.read("candidates")
-    ]
+    rows = run.read("candidates")
+    return [Candidate(r["unit"], r["specs"], r["error"], r["cost"], r.get("width")) for r in rows]
 
 
 def _as_row(candidate: Candidate) -> dict[str, Any]:

@@ -92,6 +92,12 @@ def of_run(folder: Path | str) -> Facts:
 
     finished = run.whole("metrics.json")
     metrics = read(folder / "metrics.json", dict) if finished else {}
+    kind = _kind(run.request)
+    if kind == "distill" and "teacher" in metrics:
+        # what a reader wants side by side is teacher and student; how it began is a step
+        steps = [{"step": "untaught", **metrics.get("before", {})},
+                 {"step": "taught", **metrics.get("after", {})}]  # fmt: skip
+        metrics = {**metrics, "before": metrics["teacher"], "steps": _shown(steps)}
     look = {}
     for name in LOOK:
         path = folder / "look" / f"{name}.json"
@@ -109,7 +115,7 @@ def of_run(folder: Path | str) -> Facts:
     exports = folder / "exports"
     exported = sorted(p.name for p in exports.iterdir()) if exports.is_dir() else []
     return Facts(
-        folder.resolve().name, _kind(run.request), finished, run.request, metrics, look, histories,
+        folder.resolve().name, kind, finished, run.request, metrics, look, histories,
         _stages(run, look.get("provenance")), plan, exported, notes,
     )  # fmt: skip
 
@@ -118,6 +124,12 @@ def _kind(request: Mapping[str, Any]) -> str:
     if "teacher" in request or "student" in request:
         return "distill"
     return "network" if "inputs" in request else "text"
+
+
+def _shown(steps: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Of each step what says how good it is."""
+    shown = ("step", "accuracy", "evaluate", "top1_agreement", "mean_kld", "relative_error")
+    return [{key: step[key] for key in shown if key in step} for step in steps]
 
 
 def _layers(run: Run, plan: Mapping[str, Any]) -> list[dict[str, Any]]:

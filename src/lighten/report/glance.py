@@ -90,7 +90,7 @@ def rows(metrics: Mapping[str, Any]) -> list[Row]:
         if a is None and b is None:
             continue
         ratio = b / a if a and b is not None else None
-        judged, change = _judged(key, better, noise, a, b, after)
+        judged, change = _judged(key, better, noise, before, after)
         likeness = key in _LIKENESS
         found.append(
             Row(key, None if likeness else before.get(key), after.get(key),
@@ -113,8 +113,9 @@ def _with_rate(side: Any) -> dict[str, Any]:
 
 
 def _judged(
-    key: str, better: int, noise: float, a: float | None, b: float | None, after: Mapping[str, Any]
+    key: str, better: int, noise: float, before: Mapping[str, Any], after: Mapping[str, Any]
 ) -> tuple[str, Phrase | None]:
+    a, b = value_of(before.get(key)), value_of(after.get(key))
     if a is None or b is None or key in _LIKENESS:
         return "", None
     paired = after.get(_PAIRED.get(key, ""))
@@ -122,6 +123,8 @@ def _judged(
         moved = value_of(paired)
         moved = b - a if moved is None else moved
         shown = Phrase("change.points", {"x": signed(100 * moved)})
+        if paired is None and _overlap(before.get(key), after.get(key)):
+            return "same", shown
         return _side(better * moved, ends_of(paired), 0.0), shown
     if not a or b / a <= 0:
         return "", None
@@ -147,6 +150,17 @@ _WORD = {
     "prompt_tokens_per_second": ("slower", "faster"),
     "peak_memory_bytes": ("less", "more"),
 }
+
+
+def _overlap(a: Any, b: Any) -> bool:
+    """Whether two intervals have something in common."""
+    first, second = ends_of(a), ends_of(b)
+    return first is not None and second is not None and not apart(first, second)
+
+
+def apart(first: tuple[float, float], second: tuple[float, float]) -> bool:
+    """Whether two intervals have nothing in common."""
+    return first[1] < second[0] or second[1] < first[0]
 
 
 def _side(gain: float, ends: tuple[float, float] | None, zero: float) -> str:

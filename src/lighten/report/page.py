@@ -35,6 +35,9 @@ TILES = (
 """What is told in large type: of each group the first that was measured, four in all."""
 
 
+_SIDES = {"distill": {"before": "side.teacher", "after": "side.student"}}
+
+
 def render(facts: Facts, lang: str | None = None) -> str:
     """The page of one run or model as HTML. lang: see words.language. Raises UnknownName."""
     lang = language(lang)
@@ -96,6 +99,7 @@ def _sections(facts: Facts) -> dict[str, Any]:
     keys, steps = learning.steps(facts.metrics)
     return {
         "verdict": judged,
+        "sides": _SIDES.get(facts.kind, {s: f"side.{s}" for s in ("before", "after")}),
         "rows": table,
         "tiles": tiles(table),
         "curve": tradeoff.curve(facts),

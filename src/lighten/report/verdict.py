@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from lighten.report.glance import rows
+from lighten.report.glance import apart, rows
 from lighten.report.units import ends_of, interval, signed, text, value_of
 from lighten.report.words import Phrase, say
 
@@ -40,11 +40,11 @@ def verdict(metrics: Mapping[str, Any], export: str | None = None) -> Verdict:
     """export: what was written, which says in which runtime times were taken."""
     table = {row.key: row for row in rows(metrics)}
     gains: list[Phrase] = []
-    for key in ("bytes", "macs"):
+    for key in ("bytes" if "bytes" in table else "parameters", "macs"):
         found = table.get(key)
         if found and found.change and found.judged != "same":
             word = found.change
-            gains.append(Phrase("gain.macs", {"change": word}) if key == "macs" else word)
+            gains.append(word if key == "bytes" else Phrase(f"gain.{key}", {"change": word}))
     speed = next((table[k] for k in ("generate_tokens_per_second", "p50_ms") if k in table), None)
     if speed and speed.change:
         runtime = RUNTIMES.get(export or "", "")
@@ -157,9 +157,7 @@ def _against(metrics: Mapping[str, Any]) -> tuple[Phrase | None, Phrase | None]:
 def _apart(a: Any, b: Any) -> bool:
     """Whether two intervals have nothing in common."""
     first, second = ends_of(a), ends_of(b)
-    if first is None or second is None:
-        return True
-    return first[1] < second[0] or second[1] < first[0]
+    return first is None or second is None or apart(first, second)
 
 
 def _worse(row: Any) -> Phrase:
