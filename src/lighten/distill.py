@@ -16,6 +16,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -149,17 +150,16 @@ def _begun(run: Run, asked: Request) -> Student:
     if not isinstance(asked.student, StudentSpec):
         return Student(asked.student)
     spec, teacher = asked.student, asked.teacher
-    made: list[Student] = []
 
-    def make(path: Path) -> None:
-        found = make_student(
+    @cache
+    def made() -> Student:
+        return make_student(
             teacher, spec, asked.samples.calibration, multiple=asked.multiple, seed=asked.how.seed
         )
-        found.save(path)
-        made.append(found)
 
-    folder = run.file("student", make)
-    notes = run.json("made", lambda: {"notes": made[0].network.notes if made else ()})["notes"]
+    folder = run.file("student", lambda path: made().save(path))
+    # stored after the student: where a kill came between, it is made once more for its notes
+    notes = run.json("made", lambda: {"notes": made().network.notes})["notes"]
     return read_student(teacher, folder, notes)
 
 

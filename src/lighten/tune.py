@@ -67,7 +67,7 @@ def tune(
             storage=storage, study_name="lesson", direction="maximize", load_if_exists=True,
             pruner=optuna.pruners.MedianPruner(n_startup_trials=FIRST, n_warmup_steps=1),
         )  # fmt: skip
-        _forget_unfinished(optuna, study)
+        _settle(optuna, study)
         with stage("tune", trials, "trials") as tick:
             tick(len(_ended(study)))
             while (number := len(_ended(study))) < trials:
@@ -149,19 +149,22 @@ def _try(
         note(f"trial {number}: {error.message}")
         trial.set_user_attr("why", error.message)
     trial.set_user_attr("seconds", round(time.monotonic() - began, 1))
-    trial.set_user_attr("ended", True)
+    # what `tell` would lose in a kill
+    trial.set_user_attr("outcome", {"value": value, "state": state.name})
     study.tell(trial, value, state=state)
 
 
 def _ended(study: Any) -> list[Any]:
     """Trials that came to an end, in order; not those that a kill left."""
-    return [t for t in study.get_trials() if t.state.is_finished() and t.user_attrs.get("ended")]
+    return [t for t in study.get_trials() if t.state.is_finished() and "outcome" in t.user_attrs]
 
 
-def _forget_unfinished(optuna: Any, study: Any) -> None:
+def _settle(optuna: Any, study: Any) -> None:
+    """What a kill left running: told to the study where it had come to an end, else forgotten."""
     states = optuna.trial.TrialState
     for trial in study.get_trials(states=(states.RUNNING,)):
-        study.tell(trial.number, state=states.FAIL)
+        outcome = trial.user_attrs.get("outcome", {"value": None, "state": "FAIL"})
+        study.tell(trial.number, outcome["value"], state=states[outcome["state"]])
 
 
 def _numbers(lesson: Lesson) -> dict[str, float]:
