@@ -18,6 +18,7 @@ from rich.text import Text
 
 from lighten.errors import BadInput
 from lighten.progress import duration
+from lighten.report.compare import distinct
 from lighten.run import Run
 
 _FILE_WIDTH = 200
@@ -85,7 +86,7 @@ def of_runs(folders: Sequence[Path]) -> dict[str, Any]:
     if len(folders) == 1:
         return of_run(folders[0])
     runs = [of_run(folder) for folder in folders]
-    names = [str(folder) for folder in folders]
+    names = distinct([folder.resolve().name for folder in folders])
     facts: dict[str, Any] = {
         name: run.get("after", {}) for name, run in zip(names, runs, strict=True)
     }

@@ -79,7 +79,7 @@
     const el = explained(event.target);
     if (!el) return hideTip();
     if (el.dataset.term) showTip(el, lookup(`term.${el.dataset.term}`));
-    else showTip(el, `${el.textContent.trim()}  ${el.dataset.k} nats`);
+    else showTip(el, `${el.textContent.trim()} · ${el.dataset.k} nats`);
   }
   for (const el of all("[data-term]")) {
     if (one(`#term-${CSS.escape(el.dataset.term)}`)) {
@@ -105,7 +105,7 @@
       const token = box.children[at];
       token.classList.add("at");
       token.scrollIntoView({ block: "nearest" });
-      showTip(token, `${token.textContent.trim()}  ${token.dataset.k ?? "–"} nats`);
+      showTip(token, `${token.textContent.trim()} · ${token.dataset.k ?? "–"} nats`);
     });
     box.addEventListener("blur", () => box.children[at]?.classList.remove("at"));
   }
