@@ -11,10 +11,12 @@ sweep without what follows it in `obs` predicts no better.)
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from lighten.run import Run
 from lighten.sparse import format_of
 from lighten.sweep import Factor
 from lighten.types import Candidate, Layer, Spec, Stats
@@ -77,3 +79,15 @@ def _row_weights(stats: Stats, rows: Tensor, count: int) -> tuple[Tensor, float]
         minds = torch.ones(count, device=rows.device)
     sampled = minds.to(rows.device)[rows].clamp(min=1e-30)
     return sampled, float(minds.sum())
+
+
+def stored_candidates(run: Run) -> list[Candidate]:
+    """The candidates of a run, as far as they are stored."""
+    rows = run.read("candidates")
+    return [Candidate(r["unit"], r["specs"], r["error"], r["cost"], r.get("width")) for r in rows]
+
+
+def as_row(candidate: Candidate) -> dict[str, Any]:
+    """A candidate as it is stored."""
+    row = {"unit": candidate.unit, "specs": dict(candidate.specs), "error": candidate.error}
+    return row | {"cost": dict(candidate.cost)}

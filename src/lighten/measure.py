@@ -73,12 +73,14 @@ def quality(
     bootstrap_seed: int = 0,
     resamples: int = 1000,
     second_half_only: bool = False,
+    seen: Callable[[Positions], None] = lambda _: None,
 ) -> Quality:
     """Quality of a model over windows (count, length) of token ids, one window in memory at a time.
 
     model_hidden, reference_hidden: final hidden states (length, dim) of each window, in order.
     Position i predicts token i + 1: length - 1 predictions a window. second_half_only: those from
-    position length // 2 on, as llama.cpp's perplexity tool counts.
+    position length // 2 on, as llama.cpp's perplexity tool counts. seen: is given what is known of
+    the positions of each window, in order.
     """
     if windows.ndim != 2 or windows.shape[0] < 1 or windows.shape[1] < 2:
         raise WrongUse(
@@ -100,6 +102,7 @@ def quality(
                 raise WrongUse(f"the {name} gives {tuple(h.shape)} for a window of {length}")
         at = None if states is None else states[first:-1]
         rows.append(compare(hidden[first:-1], head, at, reference_head, window[first + 1 :]))
+        seen(rows[-1])
     return _summary(rows, resamples, bootstrap_seed)
 
 

@@ -8,11 +8,11 @@ metrics
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -20,14 +20,16 @@ from torch import Tensor
 from lighten import allocate as knapsack
 from lighten.atomic import write_text
 from lighten.calibrate import Stream
-from lighten.candidates import candidates
+from lighten.candidates import as_row, candidates, stored_candidates
 from lighten.choose_plan import best_of, smallest
 from lighten.data import Corpus, load_text, windows
 from lighten.errors import WrongUse
+from lighten.language_job import Job
+from lighten.look.language import look
 from lighten.measure import fits_context
 from lighten.model import Model, open_model
 from lighten.preflight import preflight
-from lighten.progress import note, stage
+from lighten.progress import stage
 from lighten.quality import Reference, measure_weights
 from lighten.recover_language import Made, lessons, take, wish
 from lighten.recover_language import made as made_by
@@ -38,9 +40,10 @@ from lighten.results import results
 from lighten.run import Run, default_folder
 from lighten.sensitivity import sensitivities
 from lighten.solve import Weights, solve
+from lighten.stage_log import logged
 from lighten.sweep import Factor
 from lighten.types import Budget, Candidate, Layer, Plan, Spec, Stats
-from lighten.verify import verify
+from lighten.verify import opens_in_llama_cpp, verify
 
 SENSITIVITY_WINDOWS = 16
 HELD_OUT_WINDOWS = 16
@@ -59,18 +62,6 @@ class Result:
     plan: Plan
     metrics: dict[str, Any]
     module: Any = None
-
-
-@dataclass(frozen=True)
-class Job:
-    """What all stages of a run have in common."""
-
-    run: Run
-    model: Model
-    exporter: Any
-    calibration: Tensor
-    held_out: Tensor
-    seed: int
 
 
 def compress(
@@ -119,10 +110,11 @@ def compress(
     source = str(opened.path.absolute()) if Path(model).expanduser().exists() else str(model)
     settings = {"export": export, "samples": samples, "length": length, "seed": seed, **teach}
     preflight(folder, disk=3 * opened.nbytes, memory=_memory_needed(opened, samples * length))
-    with Run.open(folder, wanted | settings | {"source": source}) as run:
+    with Run.open(folder, wanted | settings | {"source": source}) as run, logged(run):
         job = _job(run, opened, corpus, exporter, samples, length, seed)
         found, fixed = _candidates(job), exporter.fixed_bytes(opened)
-        measured = partial(_assembled, job)
+        tried: dict[str, Plan] = {}
+        measured = partial(_assembled, job, tried)
         if limit is not None:
             room = limit.limit(opened.parameters, _size_before(job))
             plan, quality = best_of(found, room, fixed, measured)
@@ -138,6 +130,7 @@ def compress(
             lambda: _metrics(job, corpus, made, quality, export, exported),
             given=made.given,
         )
+        look(job, corpus, made, tried, exported, metrics)
         kept(folder)
         return Result(folder, exported, plan, metrics)
 
@@ -152,7 +145,7 @@ def replan(run: str | Path, budget: str) -> dict[str, Any]:
         model = _model_of(opened)
         job = Job(opened, model, exporters[opened.request["export"]], torch.empty(0),
                   torch.empty(0), 0)  # fmt: skip
-        rows = _stored_candidates(opened)
+        rows = stored_candidates(opened)
         if not rows:
             raise WrongUse(f"{run} has no candidates yet", "let `lighten compress` get past them")
         room = Budget.parse(budget).limit(model.parameters, _size_before(job))
@@ -232,7 +225,7 @@ def _candidates(job: Job) -> list[Candidate]:
     model, run = job.model, job.run
     outside = [layer for layer in model.layers if layer.block is None]
     kept = [f"model/{layer.name}" for layer in outside]
-    rows = _stored_candidates(run)
+    rows = stored_candidates(run)
     if rows and all(run.whole(f"{key}.safetensors") for key in kept):
         return rows
     specs = {layer.name: _specs(job, layer) for layer in model.layers}
@@ -257,7 +250,7 @@ def _candidates(job: Job) -> list[Candidate]:
                 here = {k: v for k, v in parts.items() if v is not None}
                 run.tensors(f"model/{layer.name}", lambda here=here: here)  # type: ignore[misc]
     if not run.read("candidates"):
-        run.append("candidates", [_as_row(c) for c in rows])
+        run.append("candidates", [as_row(c) for c in rows])
     return rows
 
 
@@ -268,18 +261,40 @@ def _specs(job: Job, layer: Layer) -> list[Spec]:
     return [s for s in allowed if job.exporter.accepts(s, layer, job.model) is None]
 
 
-def _assembled(job: Job, name: str, plan: Plan) -> dict[str, Any]:
-    """Solve a plan and measure it on the held-out windows."""
+def _assembled(job: Job, tried: dict[str, Plan], name: str, plan: Plan) -> dict[str, Any]:
+    """Solve a plan and measure it on the held-out windows; it is one of those that were tried."""
+    tried[name] = plan
     weights = Weights(job.run, job.model, plan)
     outside = _outside(job)
 
-    def work() -> dict[str, Any]:
+    def work() -> None:
         with stage(f"solve {name}", len(job.model.blocks), "blocks") as tick:
             solve(weights, job.calibration, outside, tick=tick)
-        with stage(f"measure {name}", len(job.model.blocks), "blocks") as tick:
-            return measure_weights(job.model, job.held_out, weights, _reference(job), tick)
 
-    found: dict[str, Any] = job.run.json(f"measured/{name}", work, given=dict(plan.specs))
+    return _measured(job, name, Made(plan, weights, job.model), work)
+
+
+def _measured(
+    job: Job, name: str, made: Made, first: Callable[[], None] = lambda: None
+) -> dict[str, Any]:
+    """Quality on the held-out windows; how far each token is off stands beside it.
+
+    first: what has to be done before, where it is not stored.
+    """
+    given, rows = dict(made.plan.specs), list[Tensor]()
+
+    def work() -> dict[str, Any]:
+        first()
+        reference = _reference(job)
+        with stage(f"measure {name}", len(job.model.blocks), "blocks") as tick:
+            found = measure_weights(
+                made.model, job.held_out, made.weights, reference, tick,
+                lambda window: rows.append(cast("Tensor", window.kld).float()),
+            )  # fmt: skip
+        job.run.tensors(f"measured/{name}", lambda: {"kld": torch.stack(rows)}, given=given)
+        return found
+
+    found: dict[str, Any] = job.run.json(f"measured/{name}", work, given=given)
     return found
 
 
@@ -325,11 +340,7 @@ def _recovered(
     new = recover_language(job.run, old, text, length=asked["recover"], vectors=full,
                            learn_from=asked["learn_from"], seed=job.seed)  # fmt: skip
 
-    def measured() -> dict[str, Any]:
-        with stage("measure what was learned", len(model.blocks), "blocks") as tick:
-            return measure_weights(new.model, job.held_out, new.weights, _reference(job), tick)
-
-    after = job.run.json("measured/recovered", measured, given=dict(old.plan.specs))
+    after = _measured(job, "recovered", new)
     taken = take(job.run, old, new, quality[quality["chosen"]], after)
     chosen = "recovered" if taken.weights is new.weights else quality["chosen"]
     return taken, {**quality, "recovered": after, "chosen": chosen}
@@ -347,19 +358,10 @@ def _export(job: Job, made: Made, to: str) -> Path:
         job.exporter.write(model, weights, path)
         verify(job.exporter, model, weights, path)
         if to == "gguf":
-            _open_in_llama_cpp(path)
+            opens_in_llama_cpp(path)
 
     with stage(f"export {to}"):
         return job.run.file(f"exports/{name}", write, given=made.given)
-
-
-def _open_in_llama_cpp(path: Path) -> None:
-    from lighten.runtimes import llama_cpp
-
-    if llama_cpp.available():
-        llama_cpp.check(path)
-    else:
-        note("llama.cpp is not installed (pip install lighten[llama]); the file was read back only")
 
 
 def _metrics(
@@ -388,13 +390,3 @@ def _memory_needed(model: Model, tokens: int) -> int:
     largest = max(layer.size for layer in model.layers)
     width = max(layer.shape[1] for layer in model.layers if layer.kind != "linear")
     return 4 * (tokens * width + 3 * largest) + 400_000_000
-
-
-def _stored_candidates(run: Run) -> list[Candidate]:
-    rows = run.read("candidates")
-    return [Candidate(r["unit"], r["specs"], r["error"], r["cost"], r.get("width")) for r in rows]
-
-
-def _as_row(candidate: Candidate) -> dict[str, Any]:
-    row = {"unit": candidate.unit, "specs": dict(candidate.specs), "error": candidate.error}
-    return row | {"cost": dict(candidate.cost)}

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
@@ -31,6 +31,8 @@ _console = Console(stderr=True, highlight=False)
 _lock = threading.RLock()
 _bars: Progress | None = None
 _quiet = False
+_open = 0
+_heard: list[tuple[int, Callable[[str, float], None]]] = []
 
 
 def be_quiet(quiet: bool = True) -> None:
@@ -91,7 +93,7 @@ class Tick:
             task = _bars.add_task(self.name, total=self.total, completed=self.done)
             self._bar = (_bars, task)
 
-    def _close(self, ended: bool) -> None:
+    def _close(self, ended: bool) -> float:
         global _bars
         if self._timer is not None:
             self._timer.cancel()
@@ -107,6 +109,7 @@ class Tick:
         seconds = time.monotonic() - self._began
         if ended and seconds >= PATIENCE:
             note(self.line(seconds))
+        return seconds
 
 
 @contextmanager
@@ -119,13 +122,33 @@ def stage(name: str, total: int | None = None, unit: str = "") -> Iterator[Tick]
     >>> tick.line(41.2)
     'calibrate 2/2 blocks 41 s'
     """
+    global _open
     tick = Tick(name, total, unit)
     ended = False
+    _open += 1
     try:
         yield tick
         ended = True
     finally:
-        tick._close(ended)
+        _open -= 1
+        seconds = tick._close(ended)
+    for around, hear in list(_heard):
+        if _open == around:
+            hear(name, seconds)
+
+
+@contextmanager
+def heard(ended: Callable[[str, float], None]) -> Iterator[None]:
+    """While open, `ended(name, seconds)` is called for every stage that ends well.
+
+    Not for those within others that began meanwhile.
+    """
+    listener = (_open, ended)
+    _heard.append(listener)
+    try:
+        yield
+    finally:
+        _heard.remove(listener)
 
 
 def duration(seconds: float) -> str:

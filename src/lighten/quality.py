@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from lighten.calibrate import Stream
+from lighten.divergence import Positions
 from lighten.measure import head_of, quality
 from lighten.model import Model
 from lighten.solve import Dense
@@ -28,10 +29,12 @@ def measure_weights(
     weights: Mapping[str, Compressed],
     reference: Reference,
     tick: Callable[[], None] = lambda: None,
+    seen: Callable[[Positions], None] = lambda _: None,
 ) -> dict[str, Any]:
     """The quality (lighten.measure.Quality.as_dict) of `model` with `weights` in place of its own.
 
-    windows: (count, length) token ids, the ones that the reference was made with.
+    windows: (count, length) token ids, the ones that the reference was made with. seen: is given
+    what is known of each position, window by window.
     """
     stream = Stream(model, windows, weights=Dense(weights)).through(tick)
     weight, bias = stream.head
@@ -42,6 +45,7 @@ def measure_weights(
         reference.hidden,
         head_of(model, original, bias),
         windows,
+        seen=seen,
     )
     return found.as_dict()
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from lighten.progress import note, stage
 from lighten.registry import exporters
 
 _TEMPORARY = 2_000_000_000
-"""Bytes up to which an F16 copy is written only to time the original in llama.cpp."""
+"""Bytes up to which an F16 copy is written only to run the original in llama.cpp."""
 
 
 def results(
@@ -84,21 +85,32 @@ def speed(path: Path, model: Model) -> dict[str, Any]:
 
 
 def _speed_before(model: Model) -> dict[str, Any]:
-    """The same for what came in: the file itself, or a temporary F16 file of it."""
+    """The same for what came in."""
     from lighten.runtimes import llama_cpp
 
-    if model.kind == "gguf":
-        return speed(model.path, model)
-    exporter = exporters["gguf"]
     if not llama_cpp.available():
         return {}
-    if exporter.nbytes(model, {}) > _TEMPORARY:
-        note("the original is too large to be written as F16 only for timing it")
-        return {}
-    with tempfile.TemporaryDirectory(prefix="lighten-") as folder:
-        path = Path(folder) / "original-f16.gguf"
-        exporter.write(model, {}, path)
-        return speed(path, model)
+    with as_gguf(model) as path:
+        return {} if path is None else speed(path, model)
+
+
+@contextmanager
+def as_gguf(model: Model) -> Iterator[Path | None]:
+    """What came in as llama.cpp opens it: the file itself, or a temporary F16 file of it.
+
+    None where that would be too large to be written only for this.
+    """
+    exporter = exporters["gguf"]
+    if model.kind == "gguf":
+        yield model.path
+    elif exporter.nbytes(model, {}) > _TEMPORARY:
+        note("the original is too large to be written as F16 only to be run in llama.cpp")
+        yield None
+    else:
+        with tempfile.TemporaryDirectory(prefix="lighten-") as folder:
+            path = Path(folder) / "original-f16.gguf"
+            exporter.write(model, {}, path)
+            yield path
 
 
 def _size(path: Path) -> int:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from lighten.errors import BadOutput
+from lighten.progress import note
 from lighten.types import Compressed, Exporter
 
 _HINT = "please report this with the model's name; nothing else was changed"
@@ -47,3 +48,13 @@ def _carried_over(found: Tensor, source: Tensor) -> bool:
             return True
     # norms that are stored as 1 + w lose what float32 cannot hold beside the 1
     return source.dim() == 1 and torch.allclose(found.float(), source.float(), 2.0**-23, 2.0**-23)
+
+
+def opens_in_llama_cpp(path: Path) -> None:
+    """Open a GGUF in llama.cpp, where it is installed, and compute two tokens; raises BadOutput."""
+    from lighten.runtimes import llama_cpp
+
+    if llama_cpp.available():
+        llama_cpp.check(path)
+    else:
+        note("llama.cpp is not installed (pip install lighten[llama]); the file was read back only")
