@@ -35,7 +35,7 @@ from lighten.recover_language import Made, lessons, take, wish
 from lighten.recover_language import made as made_by
 from lighten.recover_language import recover as recover_language
 from lighten.registry import exporters, formats
-from lighten.report import kept
+from lighten.report import cards, kept
 from lighten.results import results
 from lighten.run import Run, default_folder
 from lighten.sensitivity import sensitivities
@@ -184,7 +184,9 @@ def export(run: str | Path, to: str) -> Path:
                 f"{len(gone)} weights of {run} are gone or changed, such as `{gone[0]}`",
                 "the line that made the run makes them again",
             )
-        return _export(job, made, to)
+        path = _export(job, made, to)
+        cards(run)
+        return path
 
 
 def of_network(run: str | Path) -> bool:

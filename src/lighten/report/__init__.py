@@ -49,17 +49,39 @@ def offered(runs: Sequence[Path], path: Path | None = None, lang: str | None = N
 
 
 def kept(run: Path | str) -> Path | None:
-    """Write a finished run's page into it; a page that cannot be written loses no run, and is told.
+    """Write a finished run's page, and model cards beside what it exported; what cannot be written
+    loses no run, and is told.
 
-    Returns where, or None.
+    Returns where the page is, or None.
     """
     from lighten.progress import note
 
+    cards(run)
     try:
         return offered([Path(run)])
     except Exception as error:  # whatever it is, the run is whole without its page
         note(f"the page of this run could not be written: {type(error).__name__}: {error}")
         return None
+
+
+def cards(run: Path | str) -> list[Path]:
+    """Write README.md beside what a run has exported; that it cannot be written is told, and what
+    is a mistake in the program also warned of. Returns where they are."""
+    import warnings
+
+    from lighten.errors import UserError
+    from lighten.progress import note
+    from lighten.report import card
+
+    try:
+        return card.write(run)
+    except UserError as error:
+        note(f"the model card was left out: {error.message}")
+    except Exception as error:  # whatever it is, what was exported is whole without its card
+        told = f"the model card was left out: {type(error).__name__}: {error}"
+        note(told)
+        warnings.warn(told, RuntimeWarning, stacklevel=2)
+    return []
 
 
 def open_in_browser(path: Path | str) -> Any:

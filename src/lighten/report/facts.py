@@ -113,7 +113,8 @@ def of_run(folder: Path | str) -> Facts:
         if (rows := _lines(path))
     ]
     exports = folder / "exports"
-    exported = sorted(p.name for p in exports.iterdir()) if exports.is_dir() else []
+    names = (p.name for p in exports.iterdir()) if exports.is_dir() else ()
+    exported = sorted(name for name in names if name != "README.md")  # the card beside them
     return Facts(
         folder.resolve().name, kind, finished, run.request, metrics, look, histories,
         _stages(run, look.get("provenance")), plan, exported, notes,
