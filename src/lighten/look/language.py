@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from lighten.candidates import stored_candidates
 from lighten.data import Corpus
 from lighten.language_job import Job
@@ -39,8 +41,10 @@ def look(
         )  # fmt: skip
 
         def differences() -> dict[str, Any]:
-            found = {"kind": "text", "windows": _passages(job, made, tried, metrics)}
-            return found | continuation(model, exported, job.held_out, tick)
+            kld = _divergences(job, made, tried, metrics)
+            rows = [] if kld is None else passages(model.tokenizer, job.held_out, kld)
+            found = {"kind": "text", "windows": rows}
+            return found | continuation(model, exported, job.held_out, kld, tick)
 
         keep(run, "differences", differences, given=given)
     keep(run, "provenance", lambda: _provenance(job, corpus))
@@ -54,17 +58,19 @@ def _measured(job: Job, tried: Mapping[str, Plan]) -> dict[str, tuple[Plan, dict
     }
 
 
-def _passages(
+def _divergences(
     job: Job, made: Made, tried: Mapping[str, Plan], metrics: Mapping[str, Any]
-) -> list[dict[str, Any]]:
-    """Where the model that was written differs most; empty where that was not kept."""
+) -> Tensor | None:
+    """How far the model that was written is off at each position (windows, length - 1), in nats.
+
+    None where that was not kept.
+    """
     specs = dict(made.plan.specs)
     names = ["recovered"] if metrics["plan"] == "recovered" else list(tried)
     for name in names:
         if job.run.whole(f"measured/{name}.safetensors", given=specs):
-            kld = job.run.tensors(f"measured/{name}", dict, given=specs)["kld"]
-            return passages(job.model.tokenizer, job.held_out, kld)
-    return []
+            return job.run.tensors(f"measured/{name}", dict, given=specs)["kld"]
+    return None
 
 
 def _provenance(job: Job, corpus: Corpus) -> dict[str, Any]:

@@ -49,9 +49,9 @@ def curve(
     factor = trust(measured.values())
     for plan in other_budgets(rows, fixed, tick):
         points.append(_predicted(f"{plan.predicted['bytes'] / 1e6:.3g} MB", plan, factor))
-    for plan in knapsack.uniform(rows, ends(rows, fixed)[1], fixed):
-        name = _most(plan)
-        if name != "keep":
+    known = [plan.specs for plan, _ in measured.values()]
+    for name, plan in _uniform(rows, fixed).items():
+        if plan.specs not in known:
             points.append(_predicted(name, plan, factor) | {"source": "uniform"})
     return points
 
@@ -99,6 +99,18 @@ def _predicted(name: str, plan: Plan, factor: float) -> dict[str, Any]:
         "plan": name, "source": "other budget", "measured": False,
         "bytes": int(plan.predicted["bytes"]), "mean_kld": nats * factor, "predicted_kld": nats,
     }  # fmt: skip
+
+
+def _uniform(rows: Sequence[Candidate], fixed: int) -> dict[str, Plan]:
+    """Format -> the best plan in which most layers have it, no larger than everything kept.
+
+    Where rows do not fit a format's blocks, others stand in, and two wishes may be nearly one plan.
+    """
+    found: dict[str, Plan] = {}
+    for plan in knapsack.uniform(rows, ends(rows, fixed)[1], fixed):  # best first
+        found.setdefault(_most(plan), plan)
+    found.pop("keep", None)
+    return found
 
 
 def _most(plan: Plan) -> str:

@@ -55,12 +55,15 @@ def _window(row: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def continuation(facts: Facts) -> dict[str, str] | None:
-    """{"prompt", "before", "after"}."""
-    found = facts.part("differences").get("continuation")
-    if not isinstance(found, Mapping) or not found.get("before"):
-        return None
-    return {key: str(found.get(key) or "") for key in ("prompt", "before", "after")}
+def continuation(facts: Facts) -> list[dict[str, str]]:
+    """{"prompt", "before", "after"} of what both models were asked; a question first."""
+    part = facts.part("differences")
+    rows = [part.get(name) for name in ("chat", "continuation")]
+    return [
+        {key: str(row.get(key) or "") for key in ("prompt", "before", "after")}
+        for row in rows
+        if isinstance(row, Mapping) and row.get("before")
+    ]
 
 
 def pictures(facts: Facts) -> list[dict[str, Any]]:
