@@ -129,7 +129,7 @@ def test_nothing_measured_gives_no_rows() -> None:
 # -- the verdict -----------------------------------------------------------------------------------
 def test_the_verdict_is_a_sentence() -> None:
     assert sentence(verdict(NETWORK_METRICS, "onnx")) == (
-        "1.81× smaller, 2.1× fewer multiply-adds, 1.42× faster in onnxruntime, "
+        "1.81× smaller, 2.1× fewer multiply\u2011adds, 1.42× faster in onnxruntime, "
         "accuracy −0.10 points (−0.30 … +0.10). "
         "Beats one setting for all layers by 1.30 points (93.29\u00a0% against 91.99\u00a0%)."
     )

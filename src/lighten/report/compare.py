@@ -7,8 +7,8 @@ from typing import Any
 
 from lighten.report import page, tradeoff
 from lighten.report.facts import Facts
-from lighten.report.glance import Row, rows
-from lighten.report.units import value_of
+from lighten.report.glance import EXACT, NOISE, Row, apart, rows
+from lighten.report.units import ends_of, value_of
 from lighten.report.verdict import verdict
 from lighten.report.words import language
 
@@ -29,7 +29,7 @@ def render(runs: Sequence[Facts], lang: str | None = None) -> str:
         ],
         "keys": keys,
         "table": [[table.get(key) for table in tables] for key in keys],
-        "best": [_best([table.get(key) for table in tables]) for key in keys],
+        "best": [_best([table.get(key) for table in tables]) if same else None for key in keys],
         "same_model": same,
         "curve": found,
         "rows": _longest(tables),
@@ -42,10 +42,15 @@ def common_curve(runs: Sequence[Facts], names: Sequence[str]) -> tradeoff.Curve 
     """The curves of all runs in one; each has its colour."""
     points: list[dict[str, Any]] = []
     owners: list[str] = []
+    seen = set[str]()
     for run, name in zip(runs, names, strict=True):
+        model = str(run.request.get("model"))
         for point in tradeoff.points_of(run):
+            if point.get("source") == "original" and model in seen:
+                continue  # one mark for what several runs began with
             points.append(point)
             owners.append(name)
+        seen.add(model)
     figures = {}
     for cost in tradeoff.COSTS:
         for quality in tradeoff.QUALITIES:
@@ -89,15 +94,20 @@ def _longest(tables: Sequence[dict[str, Row]]) -> list[Row]:
     return list(order.values())
 
 
+_EXACT = ("bytes", "parameters", "macs", "bits_per_weight")
 _LOWER = ("bytes", "parameters", "macs", "bits_per_weight", "p50_ms", "p99_ms", "load_seconds",
           "peak_memory_bytes", "perplexity", "mean_kld", "p99_kld", "relative_error")  # fmt: skip
 
 
 def _best(cells: Sequence[Row | None]) -> int | None:
-    """Which column is best; None where they are all the same or only one has it."""
-    values = [(value_of(c.after), i) for i, c in enumerate(cells) if c is not None]
-    known = [(v, i) for v, i in values if v is not None]
-    if len(known) < 2 or len({v for v, _ in known}) == 1:
+    """Which column is best; None where the next is as good as the measurement can tell."""
+    known = [(v, i, c) for i, c in enumerate(cells) if c and (v := value_of(c.after)) is not None]
+    if len(known) < 2:
         return None
-    lower = next(c for c in cells if c is not None).key in _LOWER
-    return (min if lower else max)(known)[1]
+    sign = 1 if known[0][2].key in _LOWER else -1
+    first, second, *_ = sorted(known, key=lambda one: sign * one[0])
+    a, b = ends_of(first[2].after), ends_of(second[2].after)
+    if a is not None and b is not None:
+        return first[1] if apart(a, b) else None
+    noise = EXACT if first[2].key in _EXACT else NOISE
+    return first[1] if abs(first[0] - second[0]) > noise * abs(second[0]) else None

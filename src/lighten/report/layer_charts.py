@@ -42,16 +42,27 @@ def treemap(layers: Sequence[Mapping[str, Any]], side: str) -> Figure:
     for layer in layers:
         groups.setdefault(_block_of(layer), []).append(layer)
     nested = len(groups) > 1 and len(groups) < len(layers)
-    ids, labels, parents, values, colours, hovers = [], [], [], [], [], []
+    ids, labels, parents, values, hovers = [], [], [], [], []
+    colours: list[float | None] = []
+    total = sum(value_of(la.get(f"bytes_{side}")) or 0.0 for la in layers)
+    # a root of our own, because plotly paints the one that it would add
+    ids.append("all")
+    labels.append(word("map.layers"))
+    parents.append("")
+    values.append(total)
+    colours.append(None)
+    hovers.append(_hover_bytes(layers, word("map.layers")))
+    names = [""]  # of the layer that a click opens
     for block, members in groups.items():
-        inside = ""
+        inside = "all"
         if nested and block:
             inside = f"block {block}"
             ids.append(inside)
             labels.append(f"{word('map.block')} {plain(block)}")
-            parents.append("")
+            parents.append("all")
             values.append(sum(value_of(la.get(f"bytes_{side}")) or 0.0 for la in members))
             colours.append(_left(members))
+            names.append("")
             hovers.append(_hover_bytes(members, labels[-1]))
         for layer in members:
             ids.append(f"{inside}/{layer['name']}")
@@ -59,25 +70,26 @@ def treemap(layers: Sequence[Mapping[str, Any]], side: str) -> Figure:
             parents.append(inside)
             values.append(value_of(layer.get(f"bytes_{side}")) or 0.0)
             colours.append(_left([layer]))
+            names.append(str(layer["name"]))
             hovers.append(_hover_bytes([layer], plain(short(str(layer["name"])))))
     coloured = any(c is not None and c < 0.995 for c in colours)
     marker: dict[str, Any] = {"line": {"width": 1, "color": colour("paper")}}
     if coloured:
         marker |= {
-            "colors": rounded([1.0 if c is None else c for c in colours]),
+            "colors": rounded(colours),
             "colorscale": [[0, colour("ramp0")], [0.5, colour("ramp1")], [1, colour("ramp2")]],
-            "cmin": 0, "cmax": 1, "showscale": True,
-            "colorbar": {"title": {"text": word("map.left")}, "tickformat": ".0%",
-                         "thickness": 10, "len": 0.8, "outlinewidth": 0},
+            "cmin": 0, "cmax": 1, "showscale": False,
         }  # fmt: skip
     else:
-        marker["colors"] = [colour("ramp1")] * len(ids)
+        marker["colors"] = ["rgba(0,0,0,0)", *[colour("ramp1")] * (len(ids) - 1)]
     trace = {
         "type": "treemap", "ids": ids, "labels": labels, "parents": parents,
         "values": rounded(values, 8), "branchvalues": "total", "text": hovers,
+        "customdata": names,
         "hovertemplate": "%{text}<extra></extra>", "textinfo": "label", "marker": marker,
         "pathbar": {"visible": nested, "thickness": 24}, "tiling": {"pad": 1},
-        "root": {"color": "rgba(0,0,0,0)"}, "sort": False,
+        "sort": False,
+        "level": "all",
     }  # fmt: skip
     if nested:
         trace["maxdepth"] = 2 if len(layers) > _MANY else 3

@@ -163,7 +163,8 @@ def _apart(a: Any, b: Any) -> bool:
 def _worse(row: Any) -> Phrase:
     return Phrase("warning.worse", {
         "name": Phrase(f"row.{row.key}"), "before": row.text("before"),
-        "after": row.text("after"), "change": row.change,
+        "after": Phrase("quantity", {"x": row.text("after"), "unit": Phrase(row.unit)})
+        if row.unit else row.text("after"), "change": row.change,
     })  # fmt: skip
 
 

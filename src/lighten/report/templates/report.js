@@ -139,12 +139,19 @@
       paper_bgcolor: "rgba(0,0,0,0)",
       plot_bgcolor: "rgba(0,0,0,0)",
       font: { family: getComputedStyle(document.body).fontFamily, size: 13, color: ink },
-      margin: { l: 8, r: 8, t: 12, b: 8 },
+      margin: figure.data[0].type === "treemap" ? { l: 0, r: 0, t: 0, b: 0 } : { l: 8, r: 8, t: 12, b: 8 },
       legend: { orientation: "h", y: 1.02, yanchor: "bottom", x: 0, font: { color: soft, size: 12 } },
       hoverlabel: { bgcolor: ink, bordercolor: ink, font: { color: paper, size: 13 }, align: "left" },
       hovermode: made.hovermode ?? "closest",
       dragmode: wide ? "zoom" : false,
     };
+  }
+  // the colour at a share of a scale of three
+  function between([[, low], [, middle], [, high]], share) {
+    const parts = (hex) => [1, 3, 5].map((i) => parseInt(hex.slice(i, i + 2), 16));
+    const [from, to, t] = share < 0.5 ? [low, middle, 2 * share] : [middle, high, 2 * share - 1];
+    const [a, b] = [parts(from), parts(to)];
+    return `rgb(${a.map((value, i) => Math.round(value + (b[i] - value) * t)).join(",")})`;
   }
   const drawn = new Map();
   function draw(el, figure) {
@@ -153,16 +160,16 @@
     const layout = layoutOf(figure, wide);
     for (const [name, type] of Object.entries(drawn.get(el)?.types ?? {})) layout[name].type = type;
     const traces = filled(figure.data);
-    for (const trace of traces) {
-      if (typeof trace.name === "string") trace.name = capital(trace.name);
-      if (trace.marker?.colorbar) {
-        const bar = trace.marker.colorbar;
-        bar.tickfont = { color: colour("soft"), size: 11 };
-        bar.title = { ...bar.title, side: "right", font: { color: colour("soft"), size: 12 } };
-        if (!wide) trace.marker.showscale = false;
+    traces.forEach((trace, number) => {
+      if (figure.data[number].name?.startsWith("{w:")) trace.name = capital(trace.name);
+      if (trace.type === "treemap") {
+        // with a colour scale of its own plotly would paint the frame too
+        const { colorscale, ...marker } = trace.marker;
+        if (colorscale) marker.colors = marker.colors.map((share) => (share === null ? "rgba(0,0,0,0)" : between(colorscale, share)));
+        trace.marker = marker;
+        trace.pathbar = { ...trace.pathbar, textfont: { color: colour("ink") } };
       }
-      if (trace.type === "treemap") trace.pathbar = { ...trace.pathbar, textfont: { color: colour("ink") } };
-    }
+    });
     drawn.set(el, { ...(drawn.get(el) ?? {}), figure });
     window.Plotly.react(el, traces, layout, {
       responsive: true, displaylogo: false, displayModeBar: false, doubleClick: "reset+autosize",
@@ -173,9 +180,8 @@
     if (drawn.get(el).listening) return;
     drawn.get(el).listening = true;
     el.on("plotly_treemapclick", (event) => {
-      const id = String(event.points[0].id ?? "");
-      const name = id.slice(id.indexOf("/") + 1);
-      if (id.includes("/") && byName.has(name)) {
+      const name = event.points[0].customdata;
+      if (byName.has(name)) {
         openPanel(byName.get(name));
         return false;
       }
@@ -261,7 +267,17 @@
       };
     }
     const search = one("#search"), found = one("#found");
+    const more = one("#more");
+    let short = table.classList.contains("short");
+    if (more) {
+      more.onclick = () => {
+        short = false;
+        table.classList.remove("short");
+        more.remove();
+      };
+    }
     const look = () => {
+      table.classList.toggle("short", short && !search.value);
       const words = search.value.toLowerCase().split(/\s+/).filter(Boolean);
       let count = 0;
       for (const row of rows) {
