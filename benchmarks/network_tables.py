@@ -43,12 +43,12 @@ def resnet56(folder: Path) -> tuple[str, Table] | None:
     keys = ("lighten", "lighten_streams", "lighten_uniform", "torch_pruning_bn", "torch_pruning")
     rows = [
         (f"{r['factor']:g}", f"{r['lighten_macs'] / 1e6:.1f}",
-         *(_fine(r.get(k)) for k in keys), f"{r['torch_pruning_macs'] / 1e6:.1f}",
+         *(fine(r.get(k)) for k in keys), f"{r['torch_pruning_macs'] / 1e6:.1f}",
          f"{r['lighten_seconds']:.0f}")
         for r in found["rows"]
     ]  # fmt: skip
     text = (
-        f"Unpruned: {_fine(found['accuracy'])}, {found['macs'] / 1e6:.1f} M MACs;"
+        f"Unpruned: {fine(found['accuracy'])}, {found['macs'] / 1e6:.1f} M MACs;"
         f" {found['test_images']:,} test images, {found['calibration_images']:,} to calibrate on."
         f" Analysis of the network {found['analysis_seconds']:.1f} s, curves of all axes"
         f" {found['curves_seconds']:.0f} s, both once; seconds: widths and compensation."
@@ -131,7 +131,8 @@ def _percent(value: float | None) -> str:
     return "" if value is None else f"{100 * value:.1f} %"
 
 
-def _fine(value: float | None) -> str:
+def fine(value: float | None) -> str:
+    """A share in percent, to a hundredth."""
     return "" if value is None else f"{100 * value:.2f} %"
 
 

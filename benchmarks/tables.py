@@ -19,6 +19,7 @@ from lighten.summary import label, quantity
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE))
+import learning_tables  # noqa: E402
 import network_tables  # noqa: E402
 
 ROOT = HERE.parent
@@ -146,6 +147,8 @@ def pages(folder: Path = HERE) -> dict[Path, str]:
             "resnet56_macs": network(network_tables.resnet56(folder)),
             "efficientnet_int8": network(network_tables.efficientnet(folder)),
             "learned_rounding": network(network_tables.learned_rounding(folder)),
+            "recovery": network(learning_tables.recovery(folder)),
+            "student": network(learning_tables.student(folder)),
             "half_latency": network(network_tables.half_latency(folder)),
         },
         "README.md": {"results": results("en", folder)},

@@ -1,0 +1,123 @@
+"""ResNets for CIFAR-10: pruned, recovered in ten epochs, then 8-bit integers in onnxruntime.
+
+    python benchmarks/recovery/run.py resnet56 WEIGHTS TRAIN TEST --factor 2.11
+    python benchmarks/recovery/run.py resnet20 WEIGHTS TRAIN TEST --factor 1.37
+
+The original teaches, on 49,000 training images; 1,000 others choose the best state. What is asked
+of the result is measured on all test images. --folder keeps checkpoints: the same line goes on
+where it was stopped. Rows are added to result.json, one a network.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import lighten
+from lighten.images import Images, load_images
+from lighten.macs import macs
+from lighten.network_weights import load_weights, read_weights
+from lighten.runtimes.onnxruntime import Session
+
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parents[1] / "examples" / "models"))
+import cifar_resnet  # noqa: E402
+
+CALIBRATION = 2048
+TRAINING = 49_000
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("network", choices=("resnet20", "resnet56"))
+    parser.add_argument("weights", type=Path)
+    parser.add_argument("train", type=Path)
+    parser.add_argument("test", type=Path)
+    parser.add_argument("--factor", type=float, required=True, help="MACs are divided by it")
+    parser.add_argument("--length", default="10epochs")
+    parser.add_argument("--learn-from", default="logits:1:temperature=4")
+    parser.add_argument("--rate", type=float, default=0.02)
+    parser.add_argument("--average", type=float, default=0.999)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--folder", type=Path, help="of checkpoints and files, to be kept")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    if args.folder is not None:
+        _add(_row(args, args.folder))
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        _add(_row(args, Path(folder)))
+
+
+def _row(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    model = getattr(cifar_resnet, args.network)()
+    load_weights(model, read_weights(args.weights), str(args.weights))
+    original = lighten.Network.of(model.eval(), torch.zeros(2, 3, 32, 32))
+    norm: dict[str, Any] = {"mean": "imagenet", "std": "imagenet"}
+    train = load_images(args.train, limit=TRAINING, **norm)
+    held_out = load_images(args.train, offset=TRAINING, **norm)
+    test = load_images(args.test, seed=None, **norm)
+    calibration = train.tensor(slice(0, CALIBRATION))
+    pruned = lighten.prune(original, budget=f"{1 / args.factor:.4f} macs", data=calibration)
+    row: dict[str, Any] = {
+        "network": args.network, "factor": macs(original).total / macs(pruned.network).total,
+        "original": accuracy(original, test), "pruned": accuracy(pruned.network, test),
+    }  # fmt: skip
+    print(json.dumps(row), flush=True)
+    found = lighten.recover(
+        pruned, original, data=train, held_out=held_out, length=args.length,
+        learn_from=args.learn_from, rate=args.rate, average=args.average,
+        folder=folder / "recover", seed=args.seed,
+    )  # fmt: skip
+    small = found.network
+    integers = lighten.quantize(small, data=calibration)
+    files = {
+        "float": lighten.write_onnx(small, folder / "float.onnx"),
+        "int8": lighten.write_onnx(integers, folder / "int8.onnx"),
+    }
+    return {
+        **row, "recovered": accuracy(small, test),
+        **{f"{name}_onnxruntime": in_runtime(path, test) for name, path in files.items()},
+        **{f"{name}_bytes": path.stat().st_size for name, path in files.items()},
+        "test_images": test.count, **found.metrics, "average": args.average, "seed": args.seed,
+        "threads": args.threads, "torch": torch.__version__.split("+")[0],
+    }  # fmt: skip
+
+
+@torch.no_grad()
+def accuracy(network: lighten.Network, test: Images) -> float:
+    """Share of the test images whose likeliest class is the label."""
+    return _share(network.module.eval(), test)
+
+
+def in_runtime(path: Path, test: Images) -> float:
+    """The same of a file, by onnxruntime."""
+    session = Session(path)
+    return _share(lambda images: session(images)[0], test)
+
+
+def _share(run: Any, test: Images, batch: int = 250) -> float:
+    right = 0
+    for start in range(0, test.count, batch):
+        rows = slice(start, start + batch)
+        right += int((run(test.tensor(rows)).argmax(1) == test.labels(rows)).sum())
+    return right / test.count
+
+
+def _add(row: dict[str, Any]) -> None:
+    path = HERE / "result.json"
+    rows = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
+    rows = [old for old in rows if old["network"] != row["network"]] + [row]
+    path.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+    print(json.dumps(row), flush=True)
+
+
+if __name__ == "__main__":
+    main()
