@@ -17,6 +17,7 @@ from lighten.atomic import write_text
 from lighten.cpu import saturates
 from lighten.errors import WrongUse
 from lighten.job import Job, called, quality, quantized, runner
+from lighten.look.network import OUTPUTS, look, looked
 from lighten.network import Network
 from lighten.network_mixed import made_of, mixed
 from lighten.network_structure import structure
@@ -32,6 +33,7 @@ from lighten.run import Run, default_folder
 from lighten.samples import Samples
 from lighten.sparse import format_of, pattern_of
 from lighten.sparsify import sparsify
+from lighten.stage_log import logged
 from lighten.types import Budget, Plan, Spec
 
 _OWN = ("accuracy", "evaluate")
@@ -105,7 +107,7 @@ def compress_network(
         **({} if recovery is None else {"recover": recovery.request()}),
     }  # fmt: skip
     preflight(folder, disk=8 * network.nbytes, memory=_memory_needed(network, data))
-    with Run.open(folder, wanted) as run:
+    with Run.open(folder, wanted) as run, logged(run):
         job = Job(run, network, data, exporter, bits, reduced, multiple, sparsity, evaluate)
         if asked is not None:
             run.json("asked", lambda: dict(asked), given=dict(asked))
@@ -116,7 +118,7 @@ def compress_network(
         else:
             small, plan, plans = structure(job, limit, before)
         given, place = plan.to_json(), _place(job, export)
-        done = also is None and run.whole(place, given=given)
+        done = also is None and run.whole(place, given=given) and looked(run, given)
         if done and run.whole("metrics.json", given=given):
             stored = run.json("metrics", dict, given=given)
             if recovery is not None:
@@ -134,7 +136,7 @@ def compress_network(
         metrics = run.json(
             "metrics",
             lambda: network_results.results(
-                *_both(job, before, made, small, exported, export), plans, plan,
+                *_both(job, before, made, small, exported, export, given), plans, plan,
                 [*small.notes, *exporter.notes(made)], data, limit, learned,
             ),
             given=given,
@@ -142,6 +144,7 @@ def compress_network(
         if also is not None:
             other = made if sparse is None else sparse if also == "checkpoint" else small
             exported = _export(replace(job, exporter=exporters[also]), other, plan, also)
+        look(job, made, small, plan, metrics, asked)
         kept(folder)
         return Result(folder, exported, plan, metrics, small.module)
 
@@ -193,14 +196,15 @@ def _export(job: Job, made: Network | Quantized, plan: Plan, export: str) -> Pat
 
 def _both(
     job: Job, before: Mapping[str, Any], made: Network | Quantized, small: Network, exported: Path,
-    export: str,
+    export: str, given: str,
 ) -> tuple[dict[str, Any], dict[str, Any]]:  # fmt: skip
     """What was measured of the original, its speed again in turns with the exported file's; and of
     that file its size and speed, and the quality of what it computes."""
     with stage("measure the result"):
         files = {"before": job.original, "after": exported}
         found = network_cost.speeds(export, files)
-        after = {**network_cost.sizes(small), **found["after"], **quality(job, runner(made))}
+        good = quality(job, runner(made), OUTPUTS, given)
+        after = {**network_cost.sizes(small), **found["after"], **good}
         return {**before, **found["before"]}, after
 
 

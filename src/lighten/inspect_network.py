@@ -28,7 +28,7 @@ def inspect_network(network: Network) -> dict[str, Any]:
     """
     couplings, counted = couple(network), macs(network)
     shapes = {name: p.shape for name, p in network.module.named_parameters()}
-    rows = [_axis(axis, counted, shapes) for axis in couplings.axes]
+    rows = [axis_row(axis, counted, shapes) for axis in couplings.axes]
     return {
         "network": network.source,
         "module": type(network.module).__name__,
@@ -44,7 +44,7 @@ def inspect_network(network: Network) -> dict[str, Any]:
     }
 
 
-def _axis(axis: Axis, counted: Macs, shapes: Shapes) -> dict[str, Any]:
+def axis_row(axis: Axis, counted: Macs, shapes: Shapes) -> dict[str, Any]:
     """A row: what one unit is and what it saves while all else is whole."""
     tied: dict[str, str] = {}
     for member in axis.members:

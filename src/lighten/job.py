@@ -85,8 +85,10 @@ def roughly(job: Job, network: Network) -> Network | Quantized:
     )  # fmt: skip
 
 
-def quality(job: Job, network: Callable[[Tensor], Any]) -> dict[str, Any]:
-    """Against the original, on what was held out."""
+def quality(
+    job: Job, network: Callable[[Tensor], Any], keep: str | None = None, given: Any = None
+) -> dict[str, Any]:
+    """Against the original, on what was held out. keep: where in the run the outputs stay."""
     reference = job.run.tensors(
         "original/outputs", lambda: {"outputs": outputs(job.network, job.samples.held_out, BATCH)}
     )["outputs"]
@@ -94,6 +96,8 @@ def quality(job: Job, network: Callable[[Tensor], Any]) -> dict[str, Any]:
         network, job.samples.held_out, job.samples.labels, reference=reference,
         evaluate=job.evaluate, size=BATCH,
     )  # fmt: skip
+    if keep is not None and (kept := found.outputs) is not None:
+        job.run.tensors(keep, lambda: {"outputs": kept}, given=given)
     hidden = ("examples", "reference_accuracy")
     return {k: v for k, v in found.as_dict().items() if k not in hidden}
 

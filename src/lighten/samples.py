@@ -24,7 +24,8 @@ HELD_OUT = 2048
 class Samples:
     """calibration, held_out: (count, ...) as the network takes them. labels: (count,) of held_out.
 
-    digest: sha256 in hex of all three.
+    digest: sha256 in hex of all three. classes: their names, where they are known. normalised: mean
+    and standard deviation that pixels in [0, 1] were normalised by, where that is known.
     """
 
     calibration: Tensor
@@ -32,6 +33,8 @@ class Samples:
     labels: Tensor | None
     source: str
     digest: str
+    classes: tuple[str, ...] = ()
+    normalised: tuple[tuple[float, ...], tuple[float, ...]] | None = None
 
 
 def split(count: int, calibration: int) -> tuple[int, int]:
@@ -79,7 +82,12 @@ def samples(
             f" {tuple(x.shape[1:])}",
             "both must have one shape",
         )
-    return Samples(x, held, labels, source or _called(data), digest(x, held, labels))
+    shown = data if test is None else test
+    how = getattr(shown, "preparation", None)  # of lighten.images.Images
+    return Samples(
+        x, held, labels, source or _called(data), digest(x, held, labels),
+        tuple(getattr(shown, "classes", ())), None if how is None else (how.mean, how.std),
+    )  # fmt: skip
 
 
 def gathered(data: Any, most: int | None, seed: int) -> tuple[Tensor, Tensor | None]:
