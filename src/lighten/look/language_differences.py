@@ -140,6 +140,6 @@ def continuation(
             for side, path in (("before", original), ("after", exported)):
                 found[name][side] = llama_cpp.complete(
                     path, prompt, max_tokens=CONTINUED, chat=chat, threads=threads
-                ).rstrip()
+                ).strip()
                 tick()
     return found

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from lighten import stage_log
 from lighten.report.words import Phrase
 from lighten.run import Run
 
@@ -177,6 +178,8 @@ def _stages(run: Run, provenance: Any) -> list[dict[str, Any]]:
     told = provenance.get("stages") if isinstance(provenance, dict) else None
     if isinstance(told, list) and told:
         return [row for row in told if isinstance(row, dict)]
+    if written := stage_log.spent(run):
+        return written
     stages: dict[str, dict[str, Any]] = {}
     for done in run.status()["done"]:
         name = str(done["key"]).partition("/")[0].partition(".")[0]
