@@ -63,6 +63,16 @@ class Distilled:
         teacher, where the student was made from it, else of the student."""
         self.student.save(Path(folder))
 
+    def _repr_html_(self) -> str:
+        from lighten.report import notebook
+
+        return notebook.of_result(self.folder, self.metrics)
+
+    def __rich__(self) -> Any:
+        from lighten.report.terminal import Glance
+
+        return Glance(self.metrics)
+
 
 def distill(
     teacher: Any,

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from lighten.errors import WrongUse
 from lighten.network import Network
-from lighten.pipeline import Result
 from lighten.pipeline import compress as compress_language_model
+from lighten.result import Result
 from lighten.samples import Samples, samples
 
 if TYPE_CHECKING:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -36,6 +35,7 @@ from lighten.recover_language import made as made_by
 from lighten.recover_language import recover as recover_language
 from lighten.registry import exporters, formats
 from lighten.report import cards, kept
+from lighten.result import Result as Result
 from lighten.results import results
 from lighten.run import Run, default_folder
 from lighten.sensitivity import sensitivities
@@ -48,20 +48,6 @@ from lighten.verify import opens_in_llama_cpp, verify
 SENSITIVITY_WINDOWS = 16
 HELD_OUT_WINDOWS = 16
 SOLVER = "gptq"
-
-
-@dataclass(frozen=True)
-class Result:
-    """What a run has made. metrics: what `metrics.json` holds. exported: the file or folder.
-
-    module: of a network, the smaller torch.nn.Module, before any rounding.
-    """
-
-    run: Path
-    exported: Path
-    plan: Plan
-    metrics: dict[str, Any]
-    module: Any = None
 
 
 def compress(

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -55,6 +56,25 @@ class Pruned:
     def save(self, folder: str | Path) -> None:
         """safetensors and a JSON of kept units; `lighten.load(factory, folder)` reads them."""
         saved.save(self.network, Path(folder), self.couplings, self.keep)
+
+    def _repr_html_(self) -> str:
+        from lighten.report import notebook
+
+        return notebook.of_rows(*self._rows())
+
+    def __rich__(self) -> Any:
+        from lighten.report.terminal import Records
+
+        return Records.of(*self._rows())
+
+    def _rows(self) -> tuple[str, list[dict[str, Any]]]:
+        """A title, and the units of each axis that are left."""
+        rows = [
+            {"axis": axis.name, "kept": len(self.keep.get(axis.name, range(axis.width))),
+             "of": axis.width}
+            for axis in self.couplings.axes
+        ]  # fmt: skip
+        return f"Pruned to {self.network.parameters:,} parameters", rows
 
 
 def prune_network(

@@ -48,6 +48,20 @@ class Recovered:
     metrics: dict[str, Any]
     learned: Learned
 
+    def _repr_html_(self) -> str:
+        from lighten.report import notebook
+
+        return notebook.of_rows("On data held out", self._rows())
+
+    def __rich__(self) -> Any:
+        from lighten.report.terminal import Records
+
+        return Records.of("On data held out", self._rows())
+
+    def _rows(self) -> list[dict[str, Any]]:
+        shown = ("measure", "before", "after", "learn_from", "steps", "best_step", "minutes")
+        return [{key: self.metrics[key] for key in shown}]
+
 
 def recover(
     network: Network,

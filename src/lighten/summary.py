@@ -1,7 +1,8 @@
 """Facts as tables or JSON on stdout. A quantity is a number or {"value", "low", "high"}.
 
 Facts are a dict. Shown in this order: strings and numbers one a line, dicts of quantities as the
-columns of one table (`before`, `after`), lists of dicts as a table each, `notes` last.
+columns of one table, lists of dicts as a table each, `notes` last. `before` and `after` come first,
+as the page has them.
 """
 
 from __future__ import annotations
@@ -19,10 +20,14 @@ from rich.text import Text
 from lighten.errors import BadInput
 from lighten.progress import duration
 from lighten.report.compare import distinct
+from lighten.report.terminal import Glance, Records
 from lighten.run import Run
 
 _FILE_WIDTH = 200
 """Columns where stdout is no terminal: nothing is folded there."""
+
+_LEARNED = ("accuracy", "evaluate", "top1_agreement", "mean_kld")
+"""What a student has more or less of after it has learned."""
 
 _LAST = ("notes", "problems")
 
@@ -38,13 +43,21 @@ def show(facts: Any, as_json: bool = False) -> None:
     plain = {k: v for k, v in facts.items() if not isinstance(v, (dict, list, tuple))}
     columns = {k: v for k, v in facts.items() if isinstance(v, Mapping) and not _interval(v)}
     alone = {k: v for k, v in facts.items() if _interval(v)}
+    if {"before", "after"} <= columns.keys():
+        console.print(Glance(facts, str(facts.get("export") or "")))
+        if "teacher" in columns:
+            steps = (("untaught", columns["before"]), ("taught", columns["after"]))
+            rows = [{"step": n, **{k: v[k] for k in _LEARNED if k in v}} for n, v in steps]
+            console.print(_rows("student", rows))
+        console.print()
+        columns = {k: v for k, v in columns.items() if k not in ("teacher", "before", "after")}
     if plain or alone:
         width = max(len(label(k)) for k in plain | alone)
         for key, value in (plain | alone).items():
             line = Text(f"{label(key):{width}}  {quantity(key, value)}")
             console.print(line, soft_wrap=True)
     if columns:
-        console.print(render(columns))
+        console.print(_columns(columns))
     for key, value in facts.items():
         if isinstance(value, (list, tuple)) and key not in _LAST and value:
             console.print(_rows(key, value))
@@ -168,7 +181,18 @@ def _ratio(first: Any, second: Any) -> str:
     return f"{b / a:.3g}x" if numbers and a else ""
 
 
-def _rows(title: str, rows: Sequence[Any]) -> Table:
+def _columns(columns: Mapping[str, Mapping[str, Any]]) -> Records:
+    """`render`, for any width."""
+    keys = list(dict.fromkeys(key for column in columns.values() for key in column))
+    cells = [
+        [Text(label(key)), *(Text(quantity(key, c[key]) if key in c else "")
+                             for c in columns.values())]
+        for key in keys
+    ]  # fmt: skip
+    return Records(render(columns), ["", *map(label, columns)], cells)
+
+
+def _rows(title: str, rows: Sequence[Any]) -> Records:
     """A list of dicts as a table; what is nested stays for --json."""
     rows = [row if isinstance(row, Mapping) else {title: row} for row in rows]
     keys = list(dict.fromkeys(k for row in rows for k in row if not _nested(row[k])))
@@ -177,9 +201,10 @@ def _rows(title: str, rows: Sequence[Any]) -> Table:
     for key in keys:
         numeric = all(isinstance(row.get(key, 0), (int, float)) for row in rows)
         table.add_column(label(key), justify="right" if numeric else "left", overflow="fold")
-    for row in rows:
-        table.add_row(*(Text(quantity(k, row[k]) if k in row else "") for k in keys))
-    return table
+    cells = [[Text(quantity(k, row[k]) if k in row else "") for k in keys] for row in rows]
+    for row in cells:
+        table.add_row(*row)
+    return Records(table, [label(key) for key in keys], cells)
 
 
 def _nested(value: Any) -> bool:

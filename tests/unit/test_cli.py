@@ -76,9 +76,9 @@ def test_compress_passes_what_was_asked_and_prints_the_table(pipeline: Any, caps
         "learn_from": None,
     }
     out, err = capsys.readouterr()
-    assert "269.00 MB  " in out
-    assert "79.90 MB" in out
-    assert "0.12 (0.11 to 0.13)" in out
+    assert "269 MB  " in out
+    assert "79.9 MB" in out
+    assert "0.120 nats (0.110–0.130)" in out
     assert "note: calibrated on" in out
     assert err == ""
 
@@ -166,7 +166,7 @@ def test_report_shows_a_run(tmp_path: Path, capsys: Any) -> None:
         run.json("metrics", lambda: METRICS)
     assert cli.main(["report", str(tmp_path / "run")]) == 0
     out = capsys.readouterr().out
-    assert "79.90 MB" in out
+    assert "79.9 MB" in out
     assert "metrics.json" in out
     assert "not finished" not in out
 
@@ -237,7 +237,7 @@ def test_the_demo_asks_what_it_made(
     out = capsys.readouterr().out
     assert "answer" in out
     assert "Paris." in out
-    assert "79.90 MB" in out
+    assert "79.9 MB" in out
     (tmp_path / "metrics.json").write_text("{}")
     assert cli.main(["demo", "--out", str(tmp_path)]) == 0
     assert "is done already" in capsys.readouterr().err

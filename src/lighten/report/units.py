@@ -51,6 +51,19 @@ def text(key: str, quantity: Any) -> str:
     return "–" if value is None else _one(key, value, _decimals(quantity))
 
 
+def shown(key: str, value: Any) -> str:
+    """Any plain value: a number in the unit that its key names, a count in full, nothing for None.
+
+    >>> shown("bytes", 1_893_496), shown("kept", 1200), shown("axis", "conv1"), shown("x", None)
+    ('1.89\\xa0MB', '1,200', 'conv1', '')
+    """
+    if value is None:
+        return ""
+    if isinstance(value, int) and not isinstance(value, bool) and not key.endswith("bytes"):
+        return f"{value:,}"
+    return str(value) if value_of(value) is None else text(key, value)
+
+
 def interval(key: str, quantity: Any) -> str:
     """The 95 % interval, without the unit; empty where there is none.
 
