@@ -281,7 +281,7 @@ def test_layers_say_what_was_done_to_them() -> None:
     }  # fmt: skip
     said = [say(p, "en") for p in layer_map.done_to(layer)]
     assert said == ["12 of 16 wide", "50\u00a0% zeros", "rank 8", "int8"]
-    assert [say(p, "en") for p in layer_map.done_to({"format": "keep"})] == ["kept as it was"]
+    assert [say(p, "en") for p in layer_map.done_to({"format": "keep"})] == ["kept"]
     assert layer_map.done_to({"format": "f32", "bytes_before": 4, "bytes_after": 4}) == []
 
 

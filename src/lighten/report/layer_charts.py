@@ -47,7 +47,7 @@ def treemap(layers: Sequence[Mapping[str, Any]], side: str) -> Figure:
     total = sum(value_of(la.get(f"bytes_{side}")) or 0.0 for la in layers)
     # a root of our own, because plotly paints the one that it would add
     ids.append("all")
-    labels.append(word("map.layers"))
+    labels.append("")
     parents.append("")
     values.append(total)
     colours.append(None)

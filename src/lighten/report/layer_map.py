@@ -12,6 +12,9 @@ from lighten.report.layer_charts import blocks, histogram, importance, short, tr
 from lighten.report.units import NBSP, significant, text, value_of
 from lighten.report.words import Phrase
 
+GROWN = 1.005
+"""Share of its bytes from which on a layer has become larger."""
+
 _KEPT = {"keep", "none", ""}
 
 
@@ -26,6 +29,7 @@ class Map:
     treemap: dict[str, Figure]
     blocks: Figure | None
     blocks_table: list[dict[str, Any]]
+    grown: bool = False
 
 
 def layer_map(facts: Facts) -> Map | None:
@@ -39,7 +43,8 @@ def layer_map(facts: Facts) -> Map | None:
     bars, table = blocks(layers)
     sides = [s for s in ("after", "before") if any(value_of(la.get(f"bytes_{s}")) for la in layers)]
     trees = {side: treemap(layers, side) for side in sides}
-    return Map(rows, panels, columns, trees, bars, table)
+    grown = any((row["share"] or 0) > GROWN for row in rows)
+    return Map(rows, panels, columns, trees, bars, table, grown)
 
 
 def done_to(layer: Mapping[str, Any]) -> list[Phrase | str]:
@@ -90,6 +95,7 @@ def _row(number: int, layer: Mapping[str, Any]) -> dict[str, Any]:
         "shape": _shape(layer.get("shape")),
         "done": done or [Phrase("done.nothing")],
         "left": None if left is None else min(1.0, left),
+        "share": left,
         "cells": cells,
     }
 

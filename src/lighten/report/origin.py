@@ -80,6 +80,8 @@ def _pairs(value: Any, name: str) -> list[tuple[str, str]]:
             rows += [(f"{label} {k}", v) for k, v in _pairs(inner, "")]
         elif inner not in (None, "", []):
             shown = text(str(key), inner) if str(key).endswith("bytes") else _text(inner)
+            if isinstance(inner, int) and not isinstance(inner, bool) and inner >= 10_000:
+                shown = shown if str(key).endswith("bytes") else f"{inner:,}"
             rows.append((label, shown))
     return rows
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 from collections.abc import Mapping
 from contextlib import suppress
 from functools import cache
@@ -35,7 +36,10 @@ TILES = (
 """What is told in large type: of each group the first that was measured, four in all."""
 
 
-_SIDES = {"distill": {"before": "side.teacher", "after": "side.student"}}
+_SIDES = {
+    "distill": {"before": "side.teacher", "after": "side.student"},
+    "model": {"before": "side.now", "after": "side.least"},
+}
 
 
 def render(facts: Facts, lang: str | None = None) -> str:
@@ -95,7 +99,8 @@ def finite(value: Any) -> Any:
 def _sections(facts: Facts) -> dict[str, Any]:
     """All that stands on a page, each None or empty where the run has nothing of it."""
     table = rows(facts.metrics)
-    judged = verdict(facts.metrics, facts.export)
+    # of a model that nothing was done to there is nothing to judge
+    judged = verdict({} if facts.kind == "model" else facts.metrics, facts.export)
     keys, steps = learning.steps(facts.metrics)
     return {
         "verdict": judged,
@@ -212,6 +217,13 @@ class _Say:
         return Markup('<span class="term" tabindex="0" data-term="{}">{}</span>').format(key, shown)
 
 
+def _breakable(name: str) -> Markup:
+    """A name that may go on in the next line behind a dot or an underscore."""
+    from markupsafe import Markup, escape
+
+    return Markup(re.sub(r"([._/])(?=[^._/])", r"\1<wbr>", str(escape(name))))
+
+
 @cache
 def _environment() -> Environment:
     """Templates and their scripts out of the package, which may be a zip file."""
@@ -227,6 +239,7 @@ def _environment() -> Environment:
         autoescape=True, loader=FunctionLoader(load), undefined=StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
+    made.filters["breakable"] = _breakable
     made.globals["style"] = Markup(load("report.css"))
     made.globals["behaviour"] = Markup(load("report.js"))
     return made

@@ -165,7 +165,10 @@
       if (trace.type === "treemap") {
         // with a colour scale of its own plotly would paint the frame too
         const { colorscale, ...marker } = trace.marker;
-        if (colorscale) marker.colors = marker.colors.map((share) => (share === null ? "rgba(0,0,0,0)" : between(colorscale, share)));
+        if (colorscale) marker.colors = marker.colors.map((share) => {
+          if (share === null) return "rgba(0,0,0,0)";
+          return share > 1.005 ? colour("grown") : between(colorscale, Math.min(1, share));
+        });
         trace.marker = marker;
         trace.pathbar = { ...trace.pathbar, textfont: { color: colour("ink") } };
       }
@@ -306,6 +309,7 @@
     if (!layer) return;
     hideTip();
     one("#panel-title").textContent = layer.name;
+    const opens = !panel.open;
     one("#panel-facts").replaceChildren(
       ...layer.facts.map(([label, value]) => {
         const row = document.createElement("div");
@@ -351,7 +355,8 @@
     const order = visible();
     one("#panel-previous").disabled = order.indexOf(number) <= 0;
     one("#panel-next").disabled = order.indexOf(number) >= order.length - 1;
-    if (!panel.open) panel.showModal();
+    if (opens) panel.showModal();
+    if (opens) one("#panel-title").focus();
     panel.scrollTop = 0;
     all(".chart", charts).forEach((el, i) => draw(el, figures[i][1]));
   }
@@ -421,7 +426,13 @@
   // -- plotly, packed at the end of the page ----------------------------------------------------
   async function unpack() {
     const packed = one("#plotly").textContent.trim();
-    const bytes = Uint8Array.from(atob(packed), (c) => c.charCodeAt(0));
+    let bytes;
+    if (Uint8Array.fromBase64) bytes = Uint8Array.fromBase64(packed);
+    else {
+      const text = atob(packed);
+      bytes = new Uint8Array(text.length);
+      for (let i = 0; i < text.length; i++) bytes[i] = text.charCodeAt(i);
+    }
     const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));
     const script = document.createElement("script");
     script.textContent = await new Response(stream).text();
