@@ -6,7 +6,9 @@ import json
 import os
 import re
 import string
+import subprocess
 import sys
+import zipfile
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -412,8 +414,28 @@ def test_a_broken_page_loses_no_run(
 ) -> None:
     folder = make_run(tmp_path / "run")
     monkeypatch.setattr(page, "render", lambda *_: 1 / 0)
-    assert report.kept(folder) is None
+    with pytest.warns(RuntimeWarning, match="ZeroDivisionError"):
+        assert report.kept(folder) is None
     assert "ZeroDivisionError" in capsys.readouterr().err
+
+
+def test_it_works_out_of_a_zip_file(tmp_path: Path) -> None:
+    package = Path(report.__file__).parents[1]
+    packed = tmp_path / "lighten.zip"
+    with zipfile.ZipFile(packed, "w") as archive:
+        for path in sorted(package.rglob("*")):
+            if path.is_file() and "__pycache__" not in path.parts:
+                archive.write(path, Path("lighten") / path.relative_to(package))
+    folder = make_run(tmp_path / "run")
+    code = (
+        f"import sys; sys.path.insert(0, {str(packed)!r})\n"
+        "import lighten.report\n"
+        f"assert lighten.__file__.startswith({str(packed)!r})\n"
+        f"lighten.report.write({str(folder)!r}, lang='zh')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "文件大小" in (folder / "report.html").read_text(encoding="utf-8")
 
 
 # -- the command line ------------------------------------------------------------------------------

@@ -54,14 +54,21 @@ def kept(run: Path | str) -> Path | None:
 
     Returns where the page is, or None.
     """
+    import warnings
+
+    from lighten.errors import UserError
     from lighten.progress import note
 
     cards(run)
     try:
         return offered([Path(run)])
+    except UserError as error:
+        note(f"there is no page: {error.message}")
     except Exception as error:  # whatever it is, the run is whole without its page
-        note(f"the page of this run could not be written: {type(error).__name__}: {error}")
-        return None
+        told = f"the page of this run could not be written: {type(error).__name__}: {error}"
+        note(told)
+        warnings.warn(told, RuntimeWarning, stacklevel=2)
+    return None
 
 
 def cards(run: Path | str) -> list[Path]:
