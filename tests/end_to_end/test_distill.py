@@ -170,6 +170,7 @@ def test_the_command_line(
     assert main([*line, "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["learning"][0]["steps"] == 4
+    assert "| Teacher | Student |" in (tmp_path / "run" / "README.md").read_text(encoding="utf-8")
     assert main(line) == 0
     assert "before" in capsys.readouterr().out
 

@@ -147,6 +147,8 @@ def test_another_file_of_the_same_network(
     path = Path(capsys.readouterr().out.strip())
     assert path.exists()
     assert path != first
+    card = (here / "run/exports/README.md").read_text(encoding="utf-8")
+    assert all(f"'{name}'" in card for name in (path.name, first.name))
     assert (here / "run/metrics.json").read_bytes() == metrics
     names = {"checkpoint": path, "onnx": first} if to == "checkpoint" else {
         "checkpoint": first, "onnx": path}  # fmt: skip
