@@ -13,7 +13,7 @@ from importlib.resources import files
 def packed() -> str:
     """plotly.min.js, gzip-compressed, as base64: 1.9 MB instead of 4.8."""
     script = files("plotly").joinpath("package_data", "plotly.min.js").read_bytes()
-    return base64.b64encode(gzip.compress(script, 9, mtime=0)).decode("ascii")
+    return base64.b64encode(gzip.compress(script, 6, mtime=0)).decode("ascii")
 
 
 @cache
