@@ -27,11 +27,13 @@ from lighten.distill_request import Request
 from lighten.distill_results import results
 from lighten.learn_state import remove_states
 from lighten.lesson import Lesson
+from lighten.look.distillation import look
 from lighten.network import Network
 from lighten.network_results import verify
 from lighten.progress import note, stage
 from lighten.report import kept
 from lighten.run import Run
+from lighten.stage_log import logged
 from lighten.students import Student, StudentSpec, make_student, read_student
 from lighten.teach import Hyperparameters, teach
 from lighten.tune import SHARE, Report
@@ -135,7 +137,7 @@ def distill(
         student_weights=student_weights, size=size, mean=mean, std=std, crop=crop, samples=samples,
     )  # fmt: skip
     folder = asked.folder if out is None else Path(out)
-    with Run.open(folder, asked.wanted) as run:
+    with Run.open(folder, asked.wanted) as run, logged(run):
         begun = _begun(run, asked)
         asked.check(begun.network)
         validation = Validation(
@@ -150,6 +152,7 @@ def distill(
             "metrics",
             lambda: results(asked, begun.network, taught, learning, trials, exported),
         )
+        look(run, asked)
         kept(folder)
         return Distilled(made, metrics, folder, exported)
 

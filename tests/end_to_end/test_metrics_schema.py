@@ -66,6 +66,20 @@ def network(tmp_path_factory: pytest.TempPathFactory) -> pipeline.Result:
 
 
 @pytest.fixture(scope="module")
+def student(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    for package in ("lightning", "optuna"):
+        pytest.importorskip(package)
+    from small_networks import images, labels, trained
+
+    x, out = images(96), tmp_path_factory.mktemp("student") / "run"
+    lighten.distill(
+        trained(), "half width", (x, labels(trained(), x)), learn_from="logits:1,labels:0.5",
+        length="4steps", tune=2, batch=16, augment="none", out=out,
+    )  # fmt: skip
+    return out
+
+
+@pytest.fixture(scope="module")
 def schema(repo_root: Path) -> dict[str, set[str]]:
     """File -> the words that its section of the page sets in code; metrics.json: all before."""
     page = (repo_root / "docs" / "reference" / "metrics-schema.md").read_text(encoding="utf-8")
@@ -110,6 +124,14 @@ def test_every_key_of_a_run_on_a_network_is_in_the_page(
     network: pipeline.Result, schema: dict[str, set[str]], name: str
 ) -> None:
     assert set(_keys(_read(network.run, name))) <= schema[name]
+
+
+@pytest.mark.parametrize("name", ["metrics.json", "look/provenance.json"])
+def test_every_key_of_a_distillation_is_in_the_page(
+    student: Path, schema: dict[str, set[str]], name: str
+) -> None:
+    assert set(_keys(_read(student, name))) <= schema[name]
+    assert "learn_from='logits:1,labels:0.5'" in _read(student, "look/provenance.json")["command"]
 
 
 def test_layers_are_those_of_the_file(done: pipeline.Result) -> None:

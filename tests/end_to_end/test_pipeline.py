@@ -31,8 +31,9 @@ KILLER = Path(__file__).with_name("killed_run.py")
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """llama.cpp opens every export, but is not timed."""
+    """llama.cpp opens every export, but is not timed, nor asked."""
     monkeypatch.setattr(llama_cpp, "speed", lambda path, **_: llama_cpp.Speed(1.0, 2.0, 3.0, 4))
+    monkeypatch.setattr(llama_cpp, "complete", lambda path, *_, **__: f"and {path.name}")
 
 
 @pytest.fixture(scope="session")

@@ -29,8 +29,9 @@ ASKED: dict[str, Any] = {"samples": 4, "length": 32, "recover": "6steps"}
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """llama.cpp opens every export, but is not timed; small steps."""
+    """llama.cpp opens every export, but is not timed, nor asked; small steps."""
     monkeypatch.setattr(llama_cpp, "speed", lambda path, **_: llama_cpp.Speed(1.0, 2.0, 3.0, 4))
+    monkeypatch.setattr(llama_cpp, "complete", lambda path, *_, **__: f"and {path.name}")
     monkeypatch.setattr(recover_language, "TOKENS", TOKENS)
 
 

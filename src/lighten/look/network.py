@@ -60,8 +60,8 @@ def look(
         keep(run, "curve", points, given=given)
 
         def found() -> dict[str, Any]:
-            sides = (run.tensors("original/outputs", dict), answers(job, made, given))
-            return differences(*(side["outputs"] for side in sides), job.samples)
+            before = run.tensors("original/outputs", dict)["outputs"]
+            return differences(before, answers(job, made, given)["outputs"], job.samples)
 
         keep(run, "differences", found, given=given)
         tick()
