@@ -25,6 +25,7 @@ from lighten.options import (
     Length,
     Mean,
     Model,
+    Page,
     Quiet,
     Runs,
     Samples,
@@ -303,12 +304,18 @@ def inspect(
     model: Model,
     weights: Weights = None,
     size: Size = None,
+    html: Page = None,
+    data: Data = None,
+    mean: Mean = None,
+    std: Std = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
     """What MODEL is made of, where its bytes and MACs are, what can shrink, which formats fit."""
-    from lighten import front
+    from lighten import front, inspect_page
 
+    if html or data or mean or std:
+        inspect_page.write(html, model, weights=weights, size=size, data=data, mean=mean, std=std)
     _show(front.inspect(model, weights=weights, size=size), as_json)
 
 

@@ -34,6 +34,10 @@ Model = Annotated[
 Folder = Annotated[
     Path, typer.Argument(metavar="RUN", help="The folder that `compress` wrote (its --out).")
 ]
+Page = Annotated[
+    Path | None,
+    typer.Option("--html", help="A page to look at too: the map of its layers, what can shrink."),
+]
 Runs = Annotated[
     list[Path], typer.Argument(metavar="RUN...", help="Folders that `compress` or `distill` wrote.")
 ]
