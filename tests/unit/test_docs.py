@@ -109,7 +109,8 @@ def check_verb(words: list[str], parameters: list[object], line: str) -> None:
         if options[word].type != "switch":  # type: ignore[attr-defined]
             assert next(rest, "-").startswith("-") is False, f"{word} without a value in: {line}"
     least = sum(p.default == "required" for p in arguments)  # type: ignore[attr-defined]
-    assert least <= given <= len(arguments), line
+    many = any(w.endswith("...") for p in arguments for w in p.words)  # type: ignore[attr-defined]
+    assert least <= given <= (given if many else len(arguments)), line
     needed = {w for w, p in options.items() if p.default == "required"}  # type: ignore[attr-defined]
     assert needed <= seen, line
 
