@@ -63,6 +63,7 @@ def cifar(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.mark.timeout(900)  # of a busy machine
 def test_it_runs(cifar: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for package in ("onnx", "onnxscript", "onnxruntime", "lightning", "ipykernel"):
         if importlib.util.find_spec(package) is None:
@@ -79,7 +80,7 @@ def test_it_runs(cifar: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     (settings,) = (c for c in book.cells if "parameters" in c.metadata.get("tags", ()))
     settings.source = f"args = parser().parse_args({words!r})"
     where = {"metadata": {"path": str(NOTEBOOK.parent)}}
-    nbclient.NotebookClient(book, timeout=200, kernel_name="python3", resources=where).execute()
+    nbclient.NotebookClient(book, timeout=600, kernel_name="python3", resources=where).execute()
     printed = "".join(
         output.text
         for cell in book.cells
