@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -319,3 +320,12 @@ def test_data_without_a_page_is_refused(tiny: Any, capsys: pytest.CaptureFixture
     assert main(["inspect", str(tiny("llama")), "--html", "x.html", "--mean", "0.5"]) == 2
     assert "for networks" in capsys.readouterr().err
     assert not Path("x.html").exists()
+
+
+def test_the_preview_finds_formats_that_nobody_has_asked_for_yet() -> None:
+    code = (
+        "import torch; from lighten.look.untouched import FOUR_BITS, rounded_to_four as f;"
+        "print(f(torch.randn(8, 64), FOUR_BITS[-1:]))"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert 0 < float(found.stdout) < 0.5

@@ -84,8 +84,8 @@ def rounded_to_four(weight: Tensor, names: Sequence[str]) -> float | None:
     """Relative error of a weight (out, in) rounded to nearest in the first format that fits it."""
     shape = (int(weight.shape[0]), int(weight.shape[1]))
     for name in names:
-        format = formats.get(name)
-        if format is None or format.accepts(shape):
+        format = formats[name]
+        if format.accepts(shape):
             continue
         grid = format.fit(weight)
         return relative_error(weight, format.decode(format.encode(weight, grid), grid))
