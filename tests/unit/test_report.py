@@ -145,6 +145,23 @@ def test_overlapping_intervals_are_told() -> None:
     assert "though the intervals overlap" in sentence(verdict(metrics))
 
 
+def test_where_accuracies_are_equal_what_is_finer_decides() -> None:
+    metrics = deepcopy(NETWORK_METRICS)
+    first, second = metrics["plans"]
+    second |= {"accuracy": first["accuracy"], "mean_kld": spread(0.3, 0.01)}
+    first["mean_kld"] = spread(0.2, 0.01)
+    assert "mean KL divergence 0.200" in sentence(verdict(metrics))
+    del first["mean_kld"]
+    assert "As good as one setting for all layers" in sentence(verdict(metrics))
+
+
+def test_what_did_not_change_is_no_headline() -> None:
+    metrics = changed(NETWORK_METRICS, "after", macs=NETWORK_METRICS["before"]["macs"])
+    told = [r.key for r in page.tiles(rows(metrics))]
+    assert told == ["bytes", "p50_ms", "accuracy", "peak_memory_bytes"]
+    assert "macs" in [r.key for r in page.tiles(rows(NETWORK_METRICS))]
+
+
 def test_what_is_worse_than_plain_stands_first() -> None:
     metrics = deepcopy(TEXT_METRICS)
     metrics["plans"][0]["chosen"], metrics["plans"][1]["chosen"] = "", "yes"

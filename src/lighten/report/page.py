@@ -79,8 +79,11 @@ def save(page: str, path: Path) -> Path:
 def tiles(table: list[Row]) -> list[Row]:
     """The rows that are told in large type."""
     by = {row.key: row for row in table}
-    found = [next((by[k] for k in group if k in by), None) for group in TILES]
-    return [row for row in found if row is not None][:4]
+    found = [row for group in TILES if (row := next((by[k] for k in group if k in by), None))]
+    still = [row for row in found if row.change is not None and row.change.key == "change.equal"]
+    told = [row for row in found if row not in still]
+    chosen = [*told, *still][:4]  # what did not change at all is told only where there is room
+    return [row for row in found if row in chosen]
 
 
 def finite(value: Any) -> Any:
@@ -106,7 +109,7 @@ def _sections(facts: Facts) -> dict[str, Any]:
         "verdict": judged,
         "sides": _SIDES.get(facts.kind, {s: f"side.{s}" for s in ("before", "after")}),
         "rows": table,
-        "tiles": tiles(table),
+        "tiles": [] if facts.kind == "model" else tiles(table),
         "curve": tradeoff.curve(facts),
         "map": layer_map.layer_map(facts),
         "coupling": couplings.coupling(facts),

@@ -128,6 +128,7 @@ def _against(metrics: Mapping[str, Any]) -> tuple[Phrase | None, Phrase | None]:
             return None, Phrase("warning.plain", {"plan": Phrase(f"plan.{chosen['plan']}")})
         return None, None
     plain = [p for p in plans if p.get("plan") in PLAIN]
+    equal: Phrase | None = None
     for key, better in _BY:
         mine = value_of(chosen.get(key))
         others = [(value_of(p.get(key)), p) for p in plain]
@@ -148,10 +149,11 @@ def _against(metrics: Mapping[str, Any]) -> tuple[Phrase | None, Phrase | None]:
             sharp = f"{key}_change" if f"{key}_change" in chosen.keys() & best.keys() else key
             return Phrase(word if _apart(chosen[sharp], best[sharp]) else f"{word}_perhaps",
                           places), None  # fmt: skip
-        if mine == theirs:
-            return Phrase("against.equal", places), None
+        if mine == theirs:  # what is measured more finely decides
+            equal = equal or Phrase("against.equal", places)
+            continue
         return None, Phrase("warning.worse_than_plain", places)
-    return None, None
+    return equal, None
 
 
 def _apart(a: Any, b: Any) -> bool:
