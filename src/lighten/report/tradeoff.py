@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -37,7 +38,8 @@ _LOOKS: Mapping[str, Mapping[str, Any]] = {
 
 @dataclass(frozen=True)
 class Curve:
-    """figures: by "cost|quality". costs, qualities: what can be chosen. rows: the numbers."""
+    """figures: by "cost|quality". costs, qualities: what can be chosen, that which says of most
+    plans first. rows: the numbers."""
 
     figures: dict[str, Figure]
     costs: list[str]
@@ -51,6 +53,7 @@ def curve(facts: Facts) -> Curve | None:
     points = [p for p in points if any(value_of(p.get(c)) is not None for c in COSTS)]
     qualities = [q for q in QUALITIES if sum(value_of(p.get(q)) is not None for p in points) > 1]
     figures: dict[str, Figure] = {}
+    counts: Counter[str] = Counter()
     for cost in COSTS:
         for quality in qualities:
             here = [
@@ -59,10 +62,13 @@ def curve(facts: Facts) -> Curve | None:
             ]  # fmt: skip
             if len({value_of(p.get(cost)) for p in here}) > 1:
                 figures[f"{cost}|{quality}"] = figure(here, cost, quality)
+                for name in (cost, quality):
+                    counts[name] = max(counts[name], len(here))
     if not figures:
         return None
-    costs = [c for c in COSTS if any(key.startswith(f"{c}|") for key in figures)]
-    qualities = [q for q in qualities if any(key.endswith(f"|{q}") for key in figures)]
+    # a stable sort: where all say equally much, the order is that of COSTS and QUALITIES
+    costs = sorted((c for c in COSTS if counts[c]), key=lambda c: -counts[c])
+    qualities = sorted((q for q in qualities if counts[q]), key=lambda q: -counts[q])
     rows = [row_of(p, costs, qualities) for p in points]
     return Curve(figures, costs, qualities, rows)
 
