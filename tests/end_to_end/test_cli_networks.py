@@ -84,7 +84,7 @@ def test_a_checkpoint_as_a_table(here: Path, capsys: pytest.CaptureFixture[str])
     assert main(line) == 0
     out = capsys.readouterr().out
     assert "before" in out
-    assert "MB" in out
+    assert "file size" in out
     assert "allocated" in out
     assert (here / "run" / "exports" / "checkpoint").is_dir()
 
