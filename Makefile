@@ -15,11 +15,14 @@ help:  ## what there is
 demo: $(READY)  ## compress SmolLM2-135M to 80 MB, open it in llama.cpp, ask it something
 	@$(BIN)/lighten demo
 
+# One process a core, each with one thread: the networks of the tests are too small for more.
+TEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 8 --dist loadfile
+
 test: $(READY)  ## the tests that take seconds
-	@$(BIN)/python -m pytest
+	@$(TEST)
 
 test-all: $(READY)  ## and those that take minutes
-	@$(BIN)/python -m pytest -m ''
+	@$(TEST) -m ''
 
 check: $(READY)  ## format, lint and types
 	@PATH="$(CURDIR)/$(BIN):$$PATH" scripts/check
