@@ -8,7 +8,6 @@ exits 1 where a page is not what would be written.
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,9 +17,10 @@ from typing import Any
 from lighten.summary import label, quantity
 
 HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE))
+sys.path[:0] = [str(HERE), str(HERE.parent / "scripts")]
 import learning_tables  # noqa: E402
 import network_tables  # noqa: E402
+from generated import main  # noqa: E402
 
 ROOT = HERE.parent
 NOT_YET = {"en": "Not measured yet.", "zh": "尚未测量。"}
@@ -230,20 +230,5 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[str]], text: Sequence[in
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--check", action="store_true")
-    check = parser.parse_args().check
-    stale = 0
-    for path, text in pages().items():
-        if path.read_text(encoding="utf-8") == text:
-            continue
-        stale += 1
-        if not check:
-            path.write_text(text, encoding="utf-8")
-        print(f"{'stale' if check else 'written'}: {path.relative_to(ROOT)}", file=sys.stderr)
-    return 1 if check and stale else 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(__doc__, pages))

@@ -9,13 +9,15 @@ nothing and exits 1 where the notebook is not what would be written.
 
 from __future__ import annotations
 
-import argparse
 import ast
 import json
 import sys
 import textwrap
 from pathlib import Path
 from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+from generated import main
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 STEPS = "steps"
@@ -155,20 +157,5 @@ def pages() -> dict[Path, str]:
     return {EXAMPLES / "cifar10.ipynb": json.dumps(made, indent=1, ensure_ascii=False) + "\n"}
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--check", action="store_true")
-    check = parser.parse_args().check
-    stale = 0
-    for path, text in pages().items():
-        if path.exists() and path.read_text(encoding="utf-8") == text:
-            continue
-        stale += 1
-        if not check:
-            path.write_text(text, encoding="utf-8")
-        print(f"{'stale' if check else 'written'}: {path.name}", file=sys.stderr)
-    return 1 if check and stale else 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(__doc__, pages))

@@ -7,7 +7,6 @@
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import inspect
 import re
@@ -20,6 +19,9 @@ import typer
 
 from lighten.cli import app
 from lighten.registry import formats, losses
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+from generated import main
 
 REFERENCE = Path(__file__).resolve().parent.parent / "docs" / "reference"
 LOSSES = REFERENCE.parent / "concepts" / "losses.md"
@@ -153,20 +155,5 @@ def pages() -> dict[Path, str]:
     }
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--check", action="store_true")
-    check = parser.parse_args().check
-    stale = 0
-    for path, text in pages().items():
-        if path.exists() and path.read_text(encoding="utf-8") == text:
-            continue
-        stale += 1
-        if not check:
-            path.write_text(text, encoding="utf-8")
-        print(f"{'stale' if check else 'written'}: {path.name}", file=sys.stderr)
-    return 1 if check and stale else 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(__doc__, pages))

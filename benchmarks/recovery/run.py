@@ -14,23 +14,23 @@ import argparse
 import json
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 import lighten
-from lighten.images import Images, load_images
+from lighten.images import load_images
 from lighten.macs import macs
-from lighten.network_weights import load_weights, read_weights
 from lighten.runtimes.onnxruntime import Session
 
 HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE.parents[1] / "examples" / "models"))
-import cifar_resnet  # noqa: E402
+sys.path.insert(0, str(HERE.parent))
+from cifar import NORM, TRAINING, right, trained  # noqa: E402
 
 CALIBRATION = 2048
-TRAINING = 49_000
 
 
 def main() -> None:
@@ -57,18 +57,15 @@ def main() -> None:
 
 
 def _row(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    model = getattr(cifar_resnet, args.network)()
-    load_weights(model, read_weights(args.weights), str(args.weights))
-    original = lighten.Network.of(model.eval(), torch.zeros(2, 3, 32, 32))
-    norm: dict[str, Any] = {"mean": "imagenet", "std": "imagenet"}
-    train = load_images(args.train, limit=TRAINING, **norm)
-    held_out = load_images(args.train, offset=TRAINING, **norm)
-    test = load_images(args.test, seed=None, **norm)
+    original = trained(args.network, args.weights)
+    train = load_images(args.train, limit=TRAINING, **NORM)
+    held_out = load_images(args.train, offset=TRAINING, **NORM)
+    test = load_images(args.test, seed=None, **NORM)
     calibration = train.tensor(slice(0, CALIBRATION))
     pruned = lighten.prune(original, budget=f"{1 / args.factor:.4f} macs", data=calibration)
     row: dict[str, Any] = {
         "network": args.network, "factor": macs(original).total / macs(pruned.network).total,
-        "original": accuracy(original, test), "pruned": accuracy(pruned.network, test),
+        "original": right(original.module, test), "pruned": right(pruned.network.module, test),
     }  # fmt: skip
     print(json.dumps(row), flush=True)
     found = lighten.recover(
@@ -83,32 +80,17 @@ def _row(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
         "int8": lighten.write_onnx(integers, folder / "int8.onnx"),
     }
     return {
-        **row, "recovered": accuracy(small, test),
-        **{f"{name}_onnxruntime": in_runtime(path, test) for name, path in files.items()},
+        **row, "recovered": right(small.module, test),
+        **{f"{name}_onnxruntime": right(_session(path), test) for name, path in files.items()},
         **{f"{name}_bytes": path.stat().st_size for name, path in files.items()},
         "test_images": test.count, **found.metrics, "average": args.average, "seed": args.seed,
         "threads": args.threads, "torch": torch.__version__.split("+")[0],
     }  # fmt: skip
 
 
-@torch.no_grad()
-def accuracy(network: lighten.Network, test: Images) -> float:
-    """Share of the test images whose likeliest class is the label."""
-    return _share(network.module.eval(), test)
-
-
-def in_runtime(path: Path, test: Images) -> float:
-    """The same of a file, by onnxruntime."""
+def _session(path: Path) -> Callable[[Tensor], Tensor]:
     session = Session(path)
-    return _share(lambda images: session(images)[0], test)
-
-
-def _share(run: Any, test: Images, batch: int = 250) -> float:
-    right = 0
-    for start in range(0, test.count, batch):
-        rows = slice(start, start + batch)
-        right += int((run(test.tensor(rows)).argmax(1) == test.labels(rows)).sum())
-    return right / test.count
+    return lambda images: session(images)[0]
 
 
 def _add(row: dict[str, Any]) -> None:

@@ -26,17 +26,16 @@ from lighten.course import ImageCourse, augmented
 from lighten.images import Images, load_images, normalised
 from lighten.learn import learn
 from lighten.lesson import Lesson
-from lighten.network_weights import load_weights, read_weights
 from lighten.progress import stage
 from lighten.recover import Judge
 from lighten.seeds import generator
 from lighten.training_data import TrainingData
 
 HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE.parents[1] / "examples" / "models"))
+sys.path[:0] = [str(HERE.parent), str(HERE.parents[1] / "examples" / "models")]
 import cifar_resnet  # noqa: E402
+from cifar import NORM, TRAINING, right, trained  # noqa: E402
 
-TRAINING = 49_000
 BATCH = 128
 RATE = 0.1
 BLOCKS, WIDTH = 4, 8
@@ -102,13 +101,10 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     facts = _stored(args)
-    model = cifar_resnet.resnet56()
-    load_weights(model, read_weights(args.weights), str(args.weights))
-    teacher = lighten.Network.of(model.eval(), torch.zeros(2, 3, 32, 32))
-    norm: dict[str, Any] = {"mean": "imagenet", "std": "imagenet"}
-    views = Views(load_images(args.train, limit=TRAINING, **norm), args.epochs, 0)
-    held = load_images(args.train, offset=TRAINING, **norm)
-    test = load_images(args.test, seed=None, **norm)
+    teacher = trained("resnet56", args.weights)
+    views = Views(load_images(args.train, limit=TRAINING, **NORM), args.epochs, 0)
+    held = load_images(args.train, offset=TRAINING, **NORM)
+    test = load_images(args.test, seed=None, **NORM)
     views.look(teacher)
     judge = Judge(teacher, TrainingData(
         ImageCourse(held), held.tensor(), held.labels(), str(args.train), ""
@@ -133,20 +129,9 @@ def _run(lesson: str, seed: int, views: Views, judge: Judge, test: Images) -> di
         name=f"{lesson} (seed {seed})",
     )  # fmt: skip
     return {
-        "lesson": lesson, "seed": seed, "accuracy": accuracy(student, test),
+        "lesson": lesson, "seed": seed, "accuracy": right(student.eval(), test),
         "minutes": round((time.monotonic() - began) / 60, 2),
     }  # fmt: skip
-
-
-@torch.no_grad()
-def accuracy(student: torch.nn.Module, test: Images, batch: int = 250) -> float:
-    """Share of the test images whose likeliest class is the label."""
-    student.eval()
-    right = 0
-    for start in range(0, test.count, batch):
-        rows = slice(start, start + batch)
-        right += int((student(test.tensor(rows)).argmax(1) == test.labels(rows)).sum())
-    return right / test.count
 
 
 def _summary(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:

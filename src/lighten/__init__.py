@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from lighten.data import load_text
     from lighten.distill import distill
     from lighten.errors import UserError
-    from lighten.front import compress, inspect, load, prune, quantize, write_onnx
+    from lighten.front import compress, load, prune, quantize, write_onnx
+    from lighten.front_inspect import inspect
     from lighten.front_recover import recover
     from lighten.measure import compare, quality
     from lighten.model import Model, open_model
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 
 _HOME = {
     "compress": "front", "prune": "front", "quantize": "front", "load": "front",
-    "inspect": "front", "write_onnx": "front", "Network": "network", "Pruned": "prune",
+    "inspect": "front_inspect", "write_onnx": "front", "Network": "network", "Pruned": "prune",
     "Quantized": "quantized", "criteria": "registry",
     "export": "pipeline", "replan": "pipeline", "Result": "pipeline",
     "open_model": "model", "Model": "model", "load_text": "data",

@@ -312,11 +312,11 @@ def inspect(
     quiet: Quiet = False,
 ) -> None:
     """What MODEL is made of, where its bytes and MACs are, what can shrink, which formats fit."""
-    from lighten import front, inspect_page
+    from lighten.front_inspect import inspect as look
 
-    if html or data or mean or std:
-        inspect_page.write(html, model, weights=weights, size=size, data=data, mean=mean, std=std)
-    _show(front.inspect(model, weights=weights, size=size), as_json)
+    _show(
+        look(model, weights=weights, size=size, html=html, data=data, mean=mean, std=std), as_json
+    )
 
 
 @app.command("list")

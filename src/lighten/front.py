@@ -380,17 +380,3 @@ def measure(
     named = str(data) if isinstance(data, str | Path) else ""
     other = made[1] if len(made) > 1 else None
     return measure_networks(made[0], other, found, source=named, count=samples, seed=seed)
-
-
-def inspect(
-    model: Any, example_inputs: Any = None, *, weights: str | Path | None = None,
-    size: int | None = None,
-) -> dict[str, Any]:  # fmt: skip
-    """What a language model or a network is made of, and what of it can shrink."""
-    if is_network(model):
-        from lighten.inspect_network import inspect_network
-
-        return inspect_network(opened(model, example_inputs, weights, size))
-    from lighten.inspect import inspect_model
-
-    return inspect_model(model)

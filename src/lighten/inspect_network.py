@@ -18,15 +18,16 @@ _SHOWN = 2  # tied weights named in the table; all are in the JSON
 Shapes = Mapping[str, torch.Size]
 
 
-def inspect_network(network: Network) -> dict[str, Any]:
+def inspect_network(network: Network, couplings: Couplings | None = None) -> dict[str, Any]:
     """Facts about a network that `summary.show` prints; raises BadInput where it cannot be traced.
 
     axes: one row each: its units, what one of them ties together, what the first that goes saves in
     MACs and parameters, the share of all MACs that all of them touch, why none can go. layers:
     every weight. MACs are those of one example; smallest_*: what is left with one unit on every
-    axis that can shrink.
+    axis that can shrink. couplings: of the network, where they are known.
     """
-    couplings, counted = couple(network), macs(network)
+    couplings = couple(network) if couplings is None else couplings
+    counted = macs(network)
     shapes = {name: p.shape for name, p in network.module.named_parameters()}
     rows = [axis_row(axis, counted, shapes) for axis in couplings.axes]
     return {

@@ -14,6 +14,7 @@ from lighten import front
 from lighten.coupling import couple
 from lighten.curves import curves
 from lighten.errors import WrongUse
+from lighten.inspect import inspect_model
 from lighten.inspect_network import inspect_network
 from lighten.look import untouched
 from lighten.look.network_axes import axes
@@ -34,8 +35,8 @@ def write(
     path: str | Path | None, model: Any, example_inputs: Any = None, *,
     weights: str | Path | None = None, size: int | None = None, data: Any = None,
     mean: Any = None, std: Any = None, lang: str | None = None,
-) -> Path:  # fmt: skip
-    """Write the page of a network or a language model; returns where.
+) -> dict[str, Any]:  # fmt: skip
+    """Write the page of a network or a language model; returns what `inspect` prints of it.
 
     data: of networks, what sensitivities are previewed on; without, they are left out. For the
     others see lighten.compress; raises UserError.
@@ -48,12 +49,12 @@ def write(
         if data is not None:
             read = front.loaded(data, network, size=size, mean=mean, std=std, crop=None)
             seen = front.calibration(read, network, EXAMPLES)
-        found = of_network(network, seen)
+        found, facts = of_network(network, seen)
     else:
         for name, value in {"data": data, "mean": mean, "std": std}.items():
             if value is not None:
                 raise WrongUse(f"{name} is for networks, and {model} is a language model")
-        found = of_language_model(str(model))
+        found, facts = of_language_model(str(model))
     options = {"weights": weights, "size": size, "data": data, "mean": mean, "std": std}
     words = ["lighten", "inspect", str(found.request["source"])]
     for name, value in {**options, "html": path}.items():
@@ -63,14 +64,15 @@ def write(
     found = replace(found, look={**found.look, "provenance": origin})
     saved = save(render(found, lang), Path(path))
     note(f"a page to look at: {saved}")
-    return saved
+    return facts
 
 
-def of_network(network: Network, data: Any = None) -> Facts:
-    """data: (count, ...) inputs that the sensitivities are previewed on, or None."""
-    facts = inspect_network(network)
+def of_network(network: Network, data: Any = None) -> tuple[Facts, dict[str, Any]]:
+    """What the page shows, and what `inspect` prints. data: (count, ...) inputs that the
+    sensitivities are previewed on, or None."""
     with stage("couple channels"):
         couplings = couple(network)
+    facts = inspect_network(network, couplings)
     found: dict[str, Curve] = {}
     if data is not None:
         with stage("sensitivity of axes", len(couplings.free), "axes") as tick:
@@ -92,11 +94,11 @@ def of_network(network: Network, data: Any = None) -> Facts:
     metrics = {"before": untouched.now_of(network), "after": least, "notes": facts["notes"]}
     about = {"source": network.source, "digest": network.digest,
              "kind": type(network.module).__name__}  # fmt: skip
-    return _facts(about, metrics, look, notes)
+    return _facts(about, metrics, look, notes), facts
 
 
-def of_language_model(source: str) -> Facts:
-    """Every layer is read once; nothing is run."""
+def of_language_model(source: str) -> tuple[Facts, dict[str, Any]]:
+    """The same. Every layer is read once; nothing is run."""
     model = open_model(source)
     with stage("look", len(model.layers), "layers") as tick:
         layers = untouched.text_layers(model, tick)
@@ -110,7 +112,7 @@ def of_language_model(source: str) -> Facts:
     }
     notes = [Phrase("note.preview_error"), Phrase("note.least_text", {"format": format})]
     about = {"source": model.source, "digest": model.digest, "kind": model.kind}
-    return _facts(about, metrics, {"layers": layers}, notes)
+    return _facts(about, metrics, {"layers": layers}, notes), inspect_model(source)
 
 
 def _facts(

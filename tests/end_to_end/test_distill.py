@@ -63,11 +63,8 @@ Y = trained()(X).argmax(1).detach()
 
 
 @pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+def _as_it_was(one_thread: None) -> Iterator[None]:
     yield
-    torch.set_num_threads(threads)
     progress.be_quiet(False)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import importlib.util
 import json
 import re
 import shlex
@@ -17,6 +16,9 @@ import pytest
 import lighten
 from lighten.registry import exporters, families
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from programs import load
+
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted(
     path
@@ -25,17 +27,6 @@ PAGES = sorted(
 )
 IDS = [path.relative_to(ROOT).as_posix() for path in PAGES]
 each_page = pytest.mark.parametrize("page", PAGES, ids=IDS)
-
-
-def load(path: Path) -> ModuleType:
-    """A script that is in no package."""
-    spec = importlib.util.spec_from_file_location(f"docs_{path.stem}", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture(scope="module")

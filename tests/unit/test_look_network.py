@@ -18,6 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from lighten import inspect_page
 from lighten.cli import main
 from lighten.coupling import Couplings, couple
+from lighten.inspect_network import inspect_network
 from lighten.look.network import call, command
 from lighten.look.network_axes import axes
 from lighten.look.network_curve import curve, nats, other_budgets, trust
@@ -285,7 +286,7 @@ def test_the_line_that_makes_a_run() -> None:
 
 # -- a model that nothing was done to -----------------------------------------------------------
 def test_the_page_of_an_untouched_network(network: Network, tmp_path: Path) -> None:
-    plain, full = (inspect_page.of_network(network, data) for data in (None, images(16)))
+    plain, full = (inspect_page.of_network(network, data)[0] for data in (None, images(16)))
     rows = {row["name"]: row for row in plain.look["layers"]}
     assert list(rows) == [layer.name for layer in network.layers]
     for layer in network.layers:
@@ -299,14 +300,16 @@ def test_the_page_of_an_untouched_network(network: Network, tmp_path: Path) -> N
     assert plain.metrics["after"]["macs"] < plain.metrics["before"]["macs"]
     assert full.look["layers"][0]["sensitivity"] > 0
     assert any(not point["measured"] for point in full.look["curve"])
-    page = inspect_page.write(tmp_path / "map.html", network).read_text(encoding="utf-8")
+    facts = inspect_page.write(tmp_path / "map.html", network)
+    assert facts == inspect_network(network)
+    page = (tmp_path / "map.html").read_text(encoding="utf-8")
     assert "smallest possible" in page
     assert "conv1.weight" in page
 
 
 def test_the_page_of_an_untouched_language_model(tiny: Any, tmp_path: Path) -> None:
     folder, path = str(tiny("llama")), tmp_path / "map.html"
-    found = inspect_page.of_language_model(folder)
+    found, _ = inspect_page.of_language_model(folder)
     assert found.look["layers"]
     json.dumps(found.look["layers"], allow_nan=False)
     assert 0 < found.metrics["after"]["bytes"] < found.metrics["before"]["bytes"]

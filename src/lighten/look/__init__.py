@@ -7,12 +7,10 @@ docs/reference/metrics-schema.md. Made at the end of a run, from what the run ha
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 
 from lighten.atomic import JSON
-from lighten.errors import UserError
-from lighten.progress import note
+from lighten.extras import told
 from lighten.run import Run
 
 FOLDER = "look"
@@ -21,17 +19,9 @@ FOLDER = "look"
 def keep(run: Run, name: str, fn: Callable[[], JSON], *, given: JSON = None) -> bool:
     """Store what fn gives as look/<name>.json; whether it is there.
 
-    A run is not lost because it cannot be looked at: errors are told and passed over. What is no
-    UserError is a mistake in the program, and also a warning (which fails a test).
+    A run is not lost because it cannot be looked at: see lighten.extras.
     """
-    try:
+    with told(f"{FOLDER}/{name}.json"):
         run.json(f"{FOLDER}/{name}", fn, given=given)
-    except UserError as error:
-        note(f"{FOLDER}/{name}.json was left out: {error.message}")
-    except Exception as error:  # whatever it is, the run is whole without it
-        told = f"{FOLDER}/{name}.json was left out: {type(error).__name__}: {error}"
-        note(told)
-        warnings.warn(told, RuntimeWarning, stacklevel=2)
-    else:
         return True
     return False

@@ -40,7 +40,7 @@ def picture(example: Tensor, normalised: Normalised | None) -> str:
         x = x * std + mean
     low, high = float(x.min()), float(x.max())
     if low < -0.01 or high > 1.01:
-        x = (x - low) / (high - low)
+        x = (x - low) / max(high - low, 1e-12)
     longer = max(x.shape[1:])
     if longer > SIDE:
         height, width = (max(1, round(side * SIDE / longer)) for side in x.shape[1:])

@@ -54,40 +54,22 @@ def kept(run: Path | str) -> Path | None:
 
     Returns where the page is, or None.
     """
-    import warnings
-
-    from lighten.errors import UserError
-    from lighten.progress import note
+    from lighten.extras import told
 
     cards(run)
-    try:
+    with told("the page of this run"):
         return offered([Path(run)])
-    except UserError as error:
-        note(f"there is no page: {error.message}")
-    except Exception as error:  # whatever it is, the run is whole without its page
-        told = f"the page of this run could not be written: {type(error).__name__}: {error}"
-        note(told)
-        warnings.warn(told, RuntimeWarning, stacklevel=2)
     return None
 
 
 def cards(run: Path | str) -> list[Path]:
-    """Write README.md beside what a run has exported; that it cannot be written is told, and what
-    is a mistake in the program also warned of. Returns where they are."""
-    import warnings
-
-    from lighten.errors import UserError
-    from lighten.progress import note
+    """Write README.md beside what a run has exported; that it cannot be written is told. Returns
+    where they are."""
+    from lighten.extras import told
     from lighten.report import card
 
-    try:
+    with told("the model card"):
         return card.write(run)
-    except UserError as error:
-        note(f"the model card was left out: {error.message}")
-    except Exception as error:  # whatever it is, what was exported is whole without its card
-        told = f"the model card was left out: {type(error).__name__}: {error}"
-        note(told)
-        warnings.warn(told, RuntimeWarning, stacklevel=2)
     return []
 
 

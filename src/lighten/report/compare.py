@@ -51,24 +51,7 @@ def common_curve(runs: Sequence[Facts], names: Sequence[str]) -> tradeoff.Curve 
             points.append(point)
             owners.append(name)
         seen.add(model)
-    figures = {}
-    for cost in tradeoff.COSTS:
-        for quality in tradeoff.QUALITIES:
-            pairs = [
-                (p, n) for p, n in zip(points, owners, strict=True)
-                if value_of(p.get(cost)) is not None and value_of(p.get(quality)) is not None
-            ]  # fmt: skip
-            if len({value_of(p.get(cost)) for p, _ in pairs}) > 1:
-                figures[f"{cost}|{quality}"] = tradeoff.figure(
-                    [p for p, _ in pairs], cost, quality, [n for _, n in pairs]
-                )
-    if not figures:
-        return None
-    costs = [c for c in tradeoff.COSTS if any(k.startswith(f"{c}|") for k in figures)]
-    qualities = [q for q in tradeoff.QUALITIES if any(k.endswith(f"|{q}") for k in figures)]
-    made = [{**tradeoff.row_of(p, costs, qualities), "run": n}
-            for p, n in zip(points, owners, strict=True)]  # fmt: skip
-    return tradeoff.Curve(figures, costs, qualities, made)
+    return tradeoff.curve_of(points, owners)
 
 
 def distinct(names: Sequence[str]) -> list[str]:

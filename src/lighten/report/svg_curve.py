@@ -9,17 +9,13 @@ from html import escape
 from typing import Any
 
 from lighten.report.facts import Facts
-from lighten.report.figures import known
-from lighten.report.tradeoff import COSTS, QUALITIES, points_of
+from lighten.report.figures import known, scale
+from lighten.report.tradeoff import SHARES, UNITS, drawable, points_of, source_of
 from lighten.report.units import ends_of, text, value_of
 from lighten.report.words import say
 
 WIDTH, HEIGHT = 560, 320
 LEFT, RIGHT, TOP, BOTTOM = 64, 16, 34, 44
-_SHARES = ("accuracy", "top1_agreement")
-_SCALES = {
-    "bytes": ("B", "kB", "MB", "GB"), "macs": ("", "k", "M", "G"), "p50_ms": ("ms",),
-}  # fmt: skip
 _COLOURS = {
     "this plan": "#2f7dd1", "other budget": "#2f7dd1", "uniform": "#9463d6",
     "peer": "#c4761b", "original": "#808a96",
@@ -48,16 +44,12 @@ class _Frame:
 def curve(facts: Facts, lang: str = "en") -> str:
     """An <svg>, empty where fewer than two points can be set beside each other."""
     points = points_of(facts)
-    for cost in COSTS:
-        for quality in QUALITIES:
-            here = [
-                p for p in points
-                if value_of(p.get(cost)) is not None and value_of(p.get(quality)) is not None
-            ]  # fmt: skip
-            if len({value_of(p[cost]) for p in here}) > 1:
-                names = _TAUGHT if facts.kind == "distill" else {}
-                return _drawn(here, cost, quality, lang, names)
-    return ""
+    names = _TAUGHT if facts.kind == "distill" else {}
+    pairs = drawable(points)
+    if not pairs:
+        return ""
+    (cost, quality), here = next(iter(pairs.items()))  # the one that says most
+    return _drawn([points[i] for i in here], cost, quality, lang, names)
 
 
 def _drawn(
@@ -68,12 +60,9 @@ def _drawn(
     names: Mapping[str, str],
 ) -> str:
     """names: what kinds of points are called where that is not `source.<kind>`."""
-    percent = 100.0 if quality in _SHARES else 1.0
+    percent = 100.0 if quality in SHARES else 1.0
     largest = max(abs(value_of(p[cost]) or 0.0) for p in points)
-    units, power = _SCALES[cost], 0
-    while largest / 1000**power >= 1000 and power < len(units) - 1:
-        power += 1
-    by, unit = 1000.0**power, units[power]
+    by, unit = scale(largest, UNITS[cost])
     places = [
         ((value_of(p[cost]) or 0.0) / by, percent * (value_of(p[quality]) or 0.0)) for p in points
     ]
@@ -137,7 +126,7 @@ def _mark(
     frame: _Frame, point: Mapping[str, Any], x: float, y: float, low: float, high: float,
     hover: str,
 ) -> str:  # fmt: skip
-    source = _source(point)
+    source = source_of(point)
     colour = _COLOURS[source]
     measured = bool(point.get("measured", True))
     parts = [f"<title>{escape(hover)}</title>"]
@@ -171,7 +160,7 @@ def _shape(source: str, x: float, y: float, style: str) -> str:
 
 def _legend(points: Sequence[Mapping[str, Any]], lang: str, names: Mapping[str, str]) -> str:
     """The kinds of points in a row above the picture, from the right."""
-    kinds = list(dict.fromkeys((_source(p), bool(p.get("measured", True))) for p in points))
+    kinds = list(dict.fromkeys((source_of(p), bool(p.get("measured", True))) for p in points))
     order = list(_COLOURS)
     kinds.sort(key=lambda kind: order.index(kind[0]), reverse=True)
     parts, x = [], float(WIDTH - RIGHT)
@@ -189,11 +178,6 @@ def _legend(points: Sequence[Mapping[str, Any]], lang: str, names: Mapping[str, 
 
 def _how(point: Mapping[str, Any]) -> str:
     return "curve.measured" if point.get("measured", True) else "curve.predicted"
-
-
-def _source(point: Mapping[str, Any]) -> str:
-    source = str(point.get("source", "peer"))
-    return source if source in _COLOURS else "peer"
 
 
 def _number(value: float, ticks: Sequence[float]) -> str:

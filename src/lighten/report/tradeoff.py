@@ -23,9 +23,12 @@ from lighten.report.units import ends_of, text, value_of
 from lighten.report.words import Phrase
 
 COSTS = ("bytes", "macs", "p50_ms")
+Point = Mapping[str, Any]
+"""A row of look/curve.json."""
+
 QUALITIES = ("accuracy", "evaluate", "mean_kld", "top1_agreement", "perplexity")
-_SHARES = ("accuracy", "top1_agreement")
-_UNITS = {"bytes": ("B", "kB", "MB", "GB"), "macs": ("", "k", "M", "G"), "p50_ms": ("ms", "s")}
+SHARES = ("accuracy", "top1_agreement")
+UNITS = {"bytes": ("B", "kB", "MB", "GB"), "macs": ("", "k", "M", "G"), "p50_ms": ("ms", "s")}
 
 _LOOKS: Mapping[str, Mapping[str, Any]] = {
     "this plan": {"symbol": "star", "size": 17, "color": "after"},
@@ -49,28 +52,46 @@ class Curve:
 
 def curve(facts: Facts) -> Curve | None:
     """None where nothing can be set against anything."""
-    points = points_of(facts)
-    points = [p for p in points if any(value_of(p.get(c)) is not None for c in COSTS)]
-    qualities = [q for q in QUALITIES if sum(value_of(p.get(q)) is not None for p in points) > 1]
-    figures: dict[str, Figure] = {}
-    counts: Counter[str] = Counter()
+    return curve_of(points_of(facts))
+
+
+def curve_of(points: Sequence[Point], names: Sequence[str] = ()) -> Curve | None:
+    """names: of each point's run, where several are compared."""
+    pairs = drawable(points)
+    if not pairs:
+        return None
+    figures = {
+        f"{cost}|{quality}": figure(
+            [points[i] for i in here], cost, quality, [names[i] for i in here] if names else ()
+        )
+        for (cost, quality), here in pairs.items()
+    }
+    costs = list(dict.fromkeys(cost for cost, _ in pairs))
+    counts = Counter[str]()
+    for (_, quality), here in pairs.items():
+        counts[quality] = max(counts[quality], len(here))
+    qualities = sorted(counts, key=lambda q: (-counts[q], QUALITIES.index(q)))
+    rows = [
+        {**row_of(p, costs, qualities), **({"run": names[i]} if names else {})}
+        for i, p in enumerate(points)
+        if any(value_of(p.get(cost)) is not None for cost in COSTS)
+    ]
+    return Curve(figures, costs, qualities, rows)
+
+
+def drawable(points: Sequence[Point]) -> dict[tuple[str, str], list[int]]:
+    """(cost, quality) -> the points that have both, where they are not all at one place; the pair
+    that says of most points first, and of equal ones in the order of COSTS and QUALITIES."""
+    found = {}
     for cost in COSTS:
-        for quality in qualities:
+        for quality in QUALITIES:
             here = [
-                p for p in points
+                i for i, p in enumerate(points)
                 if value_of(p.get(cost)) is not None and value_of(p.get(quality)) is not None
             ]  # fmt: skip
-            if len({value_of(p.get(cost)) for p in here}) > 1:
-                figures[f"{cost}|{quality}"] = figure(here, cost, quality)
-                for name in (cost, quality):
-                    counts[name] = max(counts[name], len(here))
-    if not figures:
-        return None
-    # a stable sort: where all say equally much, the order is that of COSTS and QUALITIES
-    costs = sorted((c for c in COSTS if counts[c]), key=lambda c: -counts[c])
-    qualities = sorted((q for q in qualities if counts[q]), key=lambda q: -counts[q])
-    rows = [row_of(p, costs, qualities) for p in points]
-    return Curve(figures, costs, qualities, rows)
+            if len({value_of(points[i].get(cost)) for i in here}) > 1:
+                found[cost, quality] = here
+    return dict(sorted(found.items(), key=lambda pair: -len(pair[1])))
 
 
 def figure(
@@ -78,12 +99,12 @@ def figure(
 ) -> Figure:
     """names: of each point's run, where several are compared; each has its colour then."""
     largest = max(abs(value_of(p[cost]) or 0.0) for p in points)
-    by, unit = scale(largest, _UNITS[cost])
-    percent = 100 if quality in _SHARES else 1
+    by, unit = scale(largest, UNITS[cost])
+    percent = 100 if quality in SHARES else 1
     groups: dict[tuple[str, bool, str], list[Mapping[str, Any]]] = {}
     for number, point in enumerate(points):
         run = names[number] if names else ""
-        source = _source(point)
+        source = source_of(point)
         groups.setdefault((source, bool(point.get("measured", True)), run), []).append(point)
     order = list(dict.fromkeys(names))
     traces = []
@@ -147,7 +168,8 @@ def _hover(point: Mapping[str, Any], cost: str, quality: str) -> str:
     return "<br>".join([f"<b>{name}</b>", *lines])
 
 
-def _source(point: Mapping[str, Any]) -> str:
+def source_of(point: Point) -> str:
+    """What kind of point it is; of an unknown one, a peer."""
     source = str(point.get("source", "peer"))
     return source if source in _LOOKS else "peer"
 
@@ -158,7 +180,7 @@ def row_of(
     """The numbers of a point, for the table below the chart."""
     return {
         "plan": known("plan", str(point.get("plan", ""))),
-        "source": Phrase(f"source.{_source(point)}"),
+        "source": Phrase(f"source.{source_of(point)}"),
         "how": Phrase("curve.measured" if point.get("measured", True) else "curve.predicted"),
         "values": [text(k, point.get(k)) for k in (*costs, *qualities)],
     }
