@@ -15,6 +15,7 @@ from typing import Annotated
 
 import typer
 
+from lighten import distill_options as options
 from lighten.errors import UserError
 from lighten.options import (
     AsJson,
@@ -143,53 +144,31 @@ def compress(
 
 @app.command()
 def distill(
-    teacher: Annotated[
-        str, typer.Argument(metavar="TEACHER", help="package.module:factory, file.py:factory, .pt2")
-    ],
-    student: Annotated[
-        str,
-        typer.Option(
-            help='The same, or what it is of its teacher: "half depth, half width";'
-            ' with ", from scratch" its weights are drawn anew.'
-        ),
-    ],
-    data: Annotated[Path, typer.Option(help="Images: a folder for each class, zip, parquet, npz.")],
+    teacher: options.Teacher,
+    student: options.Student,
+    data: options.Lessons,
     teacher_weights: Weights = None,
     student_weights: Weights = None,
-    length: Annotated[str, typer.Option(help='"10epochs" or "500steps".')] = "10epochs",
-    learn_from: Annotated[
-        str, typer.Option(help='"logits:1,hidden:0.1"; see docs/concepts/losses.md.')
-    ] = "logits:1",
-    temperature: Annotated[
-        float | None, typer.Option(help="Of the losses that do not say their own.")
-    ] = None,
-    tune: Annotated[
-        int | None, typer.Option(min=1, help="So many short trials choose temperature and weights.")
-    ] = None,
-    augment: Annotated[
-        str | None, typer.Option(help='"crop+flip" (for images, without a word), "flip", "none".')
-    ] = None,
-    rate: Annotated[float | None, typer.Option(help="Highest learning rate.")] = None,
-    batch: Annotated[int, typer.Option(min=1, help="Examples in a batch.")] = 128,
-    optimizer: Annotated[str, typer.Option(help='"sgd" or "adamw".')] = "sgd",
-    patience: Annotated[
-        int | None, typer.Option(min=1, help="Evaluations without a better one, then it stops.")
-    ] = None,
-    export: Annotated[str | None, typer.Option(help='"onnx" beside the weights.')] = None,
+    length: options.Span = None,
+    learn_from: options.LearnFrom = "logits:1",
+    temperature: options.Temperature = None,
+    tune: options.Trials = None,
+    augment: options.Augment = None,
+    rate: options.Rate = None,
+    batch: options.Batch = None,
+    accumulate: options.Accumulate = 1,
+    optimizer: options.Optimizer = None,
+    patience: options.Patience = None,
+    export: options.Export = None,
     test: Test = None,
     size: Size = None,
     mean: Mean = None,
     std: Std = None,
     crop: Crop = None,
-    multiple: Annotated[
-        int, typer.Option(min=1, help="Channel counts of a made student are multiples of it.")
-    ] = 1,
-    samples: Annotated[
-        int, typer.Option(min=1, help="Images that a student is made from the teacher on.")
-    ] = 1024,
-    out: Annotated[
-        Path | None, typer.Option(help="The run's folder. Without: its own for each request.")
-    ] = None,
+    multiple: options.Multiple = 1,
+    samples: options.MadeOn = None,
+    window: options.Window = None,
+    out: options.Out = None,
     seed: Seed = 0,
     as_json: AsJson = False,
     quiet: Quiet = False,
@@ -200,9 +179,9 @@ def distill(
     result = distill(
         teacher, student, data, length=length, learn_from=learn_from, temperature=temperature,
         tune=tune, test=test, export=export, augment=augment, rate=rate, batch=batch,
-        optimizer=optimizer, patience=patience, multiple=multiple, teacher_weights=teacher_weights,
-        student_weights=student_weights, size=size, mean=mean, std=std, crop=crop, samples=samples,
-        out=out, seed=seed,
+        accumulate=accumulate, optimizer=optimizer, patience=patience, multiple=multiple,
+        teacher_weights=teacher_weights, student_weights=student_weights, size=size, mean=mean,
+        std=std, crop=crop, samples=samples, window=window, out=out, seed=seed,
     )  # fmt: skip
     note(f"the student is in {result.folder / 'model'}")
     _show(result.metrics, as_json)

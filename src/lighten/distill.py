@@ -23,14 +23,18 @@ from typing import Any
 from torch import Tensor, nn
 
 from lighten import distill_request
+from lighten.distill_language import DistilledLanguageModel, distill_language
 from lighten.distill_request import Request
 from lighten.distill_results import results
+from lighten.errors import WrongUse
+from lighten.front import is_network
 from lighten.learn_state import remove_states
 from lighten.lesson import Lesson
 from lighten.look.distillation import look
 from lighten.network import Network
 from lighten.network_results import verify
 from lighten.progress import note, stage
+from lighten.recover import BATCH
 from lighten.report import kept
 from lighten.run import Run
 from lighten.stage_log import logged
@@ -82,7 +86,7 @@ def distill(
     data: Any,
     *,
     example_inputs: Any = None,
-    length: str = "10epochs",
+    length: str | None = None,
     learn_from: str = "logits:1",
     temperature: float | None = None,
     tune: int | None = None,
@@ -91,8 +95,8 @@ def distill(
     export: str | None = None,
     augment: str | None = None,
     rate: float | None = None,
-    batch: int = 128,
-    optimizer: str = "sgd",
+    batch: int | None = None,
+    optimizer: str | None = None,
     patience: int | None = None,
     average: float | None = None,
     accumulate: int = 1,
@@ -103,13 +107,14 @@ def distill(
     mean: Any = None,
     std: Any = None,
     crop: Any = None,
-    samples: int = 1024,
+    samples: int | None = None,
+    window: int | None = None,
     precision: str = "auto",
     accelerator: str = "auto",
     devices: int | str = 1,
     out: str | Path | None = None,
     seed: int = 0,
-) -> Distilled:
+) -> Distilled | DistilledLanguageModel:
     """Let `student` learn from `teacher`; it never comes back worse on held-out data.
 
     teacher: a module, `package.module:factory`, `file.py:factory` or a .pt2 file. student: the
@@ -124,24 +129,55 @@ def distill(
     multiple: channel counts of such a student are multiples of it. For rate, batch, optimizer
     ("sgd", "adamw") and what follows see lighten.learn.
 
+    Or both are language models: a Hugging Face folder, a hub id or a .gguf file. student: another
+    with the same vocabulary; or "half depth", "8 layers", "half width" (of the feed-forward parts)
+    of the teacher. data, test: text (lighten.data.load_text), in windows of `window` tokens (512).
+    learn_from: of `logits`, `topk`, `hidden` and `labels`, which are the next tokens. samples:
+    windows (64) that a student is made on. batch: in windows.
+
+    Without a word length is "10epochs", of text "500steps"; batch 128, of text what makes 4096
+    tokens; optimizer "sgd", of text "adamw"; samples 1024.
+
     The same call resumes. Raises UserError for what a person can mend.
     """
+    text = not is_network(teacher)
     how = Hyperparameters(
-        rate, batch, optimizer, patience, average, accumulate=accumulate, precision=precision,
-        accelerator=accelerator, devices=devices, seed=seed,
+        rate, BATCH if batch is None else batch, optimizer or ("adamw" if text else "sgd"),
+        patience, average, accumulate=accumulate, precision=precision, accelerator=accelerator,
+        devices=devices, seed=seed,
     )  # fmt: skip
+    if text:
+        _only_networks(teacher, {
+            "example_inputs": example_inputs, "evaluate": evaluate, "augment": augment,
+            "teacher_weights": teacher_weights, "student_weights": student_weights, "size": size,
+            "mean": mean, "std": std, "crop": crop, "devices": None if devices == 1 else devices,
+        })  # fmt: skip
+        return distill_language(
+            teacher, student, data, length=length, learn_from=learn_from, temperature=temperature,
+            tune=tune, test=test, export=export, window=512 if window is None else window,
+            batch=batch, how=how, multiple=multiple, samples=64 if samples is None else samples,
+            out=out,
+        )  # fmt: skip
+    if window is not None:
+        raise WrongUse(f"windows of {window} tokens are of text", "the teacher is a network")
     asked = distill_request.read(
-        teacher, student, data, example_inputs=example_inputs, length=length, learn_from=learn_from,
-        temperature=temperature, trials=tune, test=test, evaluate=evaluate, export=export,
-        augment=augment, how=how, multiple=multiple, teacher_weights=teacher_weights,
-        student_weights=student_weights, size=size, mean=mean, std=std, crop=crop, samples=samples,
+        teacher, student, data, example_inputs=example_inputs, length=length or "10epochs",
+        learn_from=learn_from, temperature=temperature, trials=tune, test=test, evaluate=evaluate,
+        export=export, augment=augment, how=how, multiple=multiple, teacher_weights=teacher_weights,
+        student_weights=student_weights, size=size, mean=mean, std=std, crop=crop,
+        samples=1024 if samples is None else samples,
     )  # fmt: skip
     folder = asked.folder if out is None else Path(out)
     with Run.open(folder, asked.wanted) as run, logged(run):
         begun = _begun(run, asked)
         asked.check(begun.network)
         validation = Validation(
-            asked.teacher, begun.network, asked.data.held_out, asked.data.labels, evaluate, batch
+            asked.teacher,
+            begun.network,
+            asked.data.held_out,
+            asked.data.labels,
+            evaluate,
+            how.batch,
         )
         lesson, trials = _tuned(run, asked, begun.network, validation)
         taught, learning = _taught(run, asked, begun.network, lesson, validation)
@@ -155,6 +191,16 @@ def distill(
         look(run, asked)
         kept(folder)
         return Distilled(made, metrics, folder, exported)
+
+
+def _only_networks(teacher: Any, given: Mapping[str, Any]) -> None:
+    """Raises WrongUse where a language model is given what only networks know."""
+    for name, value in given.items():
+        if value is not None:
+            raise WrongUse(
+                f"{name} is for networks, and {teacher} is opened as a language model",
+                "a network is an nn.Module, package.module:factory or file.py:factory",
+            )
 
 
 # -- stages --------------------------------------------------------------------------------------
@@ -183,7 +229,7 @@ def _tuned(
     trials = asked.trials
     if trials is None:
         return asked.lesson, []
-    short = asked.shortened(SHARE)
+    short = asked.length.share(SHARE)
 
     def learn(lesson: Lesson, report: Report) -> float:
         def judged(module: nn.Module) -> float:

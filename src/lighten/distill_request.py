@@ -72,12 +72,6 @@ class Request:
         key = sha256(dump(self.wanted).encode()).hexdigest()[:8]
         return Path("runs") / file_name(f"{name}-taught-{key}")
 
-    def shortened(self, share: float) -> Length:
-        """A share of the length, at least a step."""
-        if self.length.unit == "steps":
-            return Length(max(1, round(share * self.length.count)), "steps")
-        return Length(share * self.length.count, self.length.unit)
-
     def check(self, student: Network) -> None:
         """Raises WrongUse or BadInput where this student cannot learn what it is to learn."""
         inputs = tuple(x.to(student.device) for x in self.teacher.inputs)

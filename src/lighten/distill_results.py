@@ -45,7 +45,7 @@ def results(
         "learning": [dict(learning)],
         "trials": trials,
         "notes": list(dict.fromkeys(notes)),
-        "problems": _worse(columns["before"], columns["after"]),
+        "problems": worse(columns["before"], columns["after"]),
     }
 
 
@@ -74,7 +74,7 @@ def _measured(
     return facts
 
 
-def _worse(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
+def worse(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
     """Where the student certainly does worse than before it learned: the intervals lie apart."""
     if "evaluate" in after:
         if after["evaluate"] < before["evaluate"]:

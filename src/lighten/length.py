@@ -46,5 +46,11 @@ class Length:
             )
         return max(1, math.ceil(self.count * per_epoch))
 
+    def share(self, share: float) -> Length:
+        """A share of the length, at least a step."""
+        if self.unit == "steps":
+            return Length(max(1, round(share * self.count)), "steps")
+        return Length(share * self.count, self.unit)
+
     def __str__(self) -> str:
         return f"{self.count:g}{self.unit}"

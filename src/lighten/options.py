@@ -51,7 +51,7 @@ Data = Annotated[
 Weights = Annotated[
     Path | None, typer.Option(help="Of a network: .safetensors, or .pt with tensors only.")
 ]
-Test = Annotated[Path | None, typer.Option(help="Other images to measure on.")]
+Test = Annotated[Path | None, typer.Option(help="Other images, or text, to measure on.")]
 Size = Annotated[int | None, typer.Option(min=1, help="Side of the images that a network takes.")]
 Mean = Annotated[
     str | None, typer.Option(help='Of pixels in [0, 1]: "0.485,0.456,0.406" or "imagenet".')

@@ -157,6 +157,10 @@ def export(run: str | Path, to: str) -> Path:
         from lighten import network_runs
 
         return network_runs.export(run, to)
+    if "student" in Run.at(run, lock=False).request:
+        from lighten import distill_language
+
+        return distill_language.export(run, to)
     with Run.at(run) as opened:
         if not opened.whole("plan.json"):
             raise WrongUse(f"{run} has no plan yet", "let `lighten compress` finish first")

@@ -30,14 +30,17 @@ class SlicedLesson:
     head: gives the student's weight (vocabulary, width) and bias, with their gradients. like: the
     original's head: what it does to logits is done to the student's too, and it makes the teacher's
     where the teacher shows hidden states (no `indices`). precision: as the loop has it, of the
-    products with the heads. Raises WrongUse for a lesson that needs more than outputs and labels.
+    products with the heads. own: the student's head where what it does to logits is its own. Raises
+    WrongUse for a lesson that needs more than outputs and labels.
     """
 
     def __init__(
-        self, lesson: Lesson, head: Weight, like: Head, precision: str = "32-true"
-    ) -> None:
+        self, lesson: Lesson, head: Weight, like: Head, precision: str = "32-true",
+        own: Head | None = None,
+    ) -> None:  # fmt: skip
         self.check(lesson)
         self.lesson, self.head, self.like, self.precision = lesson, head, like, precision
+        self.own = like if own is None else own
 
     @staticmethod
     def check(lesson: Lesson) -> None:
@@ -88,7 +91,7 @@ class SlicedLesson:
                 share = len(h[at]) / len(h)
                 with torch.autocast(h.device.type, torch.bfloat16, self.precision != "32-true"):
                     there = None if shown is None else self._teacher(shown, at)
-                    mine = Seen(logits(h[at], w, b, self.like))
+                    mine = Seen(logits(h[at], w, b, self.own))
                 total, values = self.lesson(mine, there, None if targets is None else targets[at])
                 if back:
                     (total * share).backward()  # type: ignore[no-untyped-call]

@@ -26,7 +26,7 @@ from lighten.run import Run
 _FILE_WIDTH = 200
 """Columns where stdout is no terminal: nothing is folded there."""
 
-_LEARNED = ("accuracy", "evaluate", "top1_agreement", "mean_kld")
+_LEARNED = ("accuracy", "evaluate", "perplexity", "top1_agreement", "mean_kld")
 """What a student has more or less of after it has learned."""
 
 _LAST = ("notes", "problems")

@@ -139,7 +139,8 @@ def _measured(facts: Facts) -> str:
 
 
 def _use(facts: Facts, name: str) -> str:
-    kind = export_of(name)
+    # the folder of a student that is a language model is one of transformers
+    kind = "huggingface" if facts.of_text and name == "model" else export_of(name)
     quoted = shlex.quote(name)
     if kind == "gguf":
         return f"In llama.cpp and what is built on it:\n\n```bash\nllama-cli -m {quoted}\n```"
@@ -215,7 +216,8 @@ def _done(facts: Facts) -> str:
         parts.append(f"weights pruned to {md(sparsity)}")
     if facts.kind == "distill":
         spec = str(facts.request.get("student"))
-        whose = "another network" if _DIGEST.fullmatch(spec) else f"the same network, {md(spec)}"
+        what = "model" if facts.of_text else "network"
+        whose = f"another {what}" if _DIGEST.fullmatch(spec) else f"the same {what}, {md(spec)}"
         parts.append(f"it taught a student ({whose})")
     return "; ".join(parts)
 
@@ -242,7 +244,7 @@ def _licence(came: Ancestry) -> str:
 
 # -- small things --------------------------------------------------------------------------------
 def _source(facts: Facts) -> str:
-    return str(facts.request.get("source") or "") if facts.kind == "text" else ""
+    return str(facts.request.get("source") or "") if facts.of_text else ""
 
 
 def _list(facts: Facts, key: str) -> list[Any]:

@@ -40,7 +40,7 @@ def header(facts: Facts, came: Ancestry, title: str) -> str:
 
 def task(facts: Facts) -> str:
     """The hub's name of what it does; empty where that is not known."""
-    if facts.kind == "text":
+    if facts.of_text:
         return "text-generation"
     after = facts.metrics.get("after") or {}
     pictures = facts.part("differences").get("kind") == "images"
@@ -63,7 +63,8 @@ def data_name(source: Any) -> str:
 
 
 def _fields(facts: Facts, came: Ancestry, title: str) -> dict[str, Any]:
-    exports = [export_of(name) for name in facts.exported] or ["checkpoint"]
+    own = "huggingface" if facts.of_text else "checkpoint"
+    exports = [export_of(name) for name in facts.exported] or [own]
     first = facts.export if facts.export in exports else exports[0]
     licence = {
         "license": came.licence, "license_name": came.licence_name,

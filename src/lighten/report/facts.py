@@ -59,6 +59,11 @@ class Facts:
         return found if isinstance(found, dict) else {}
 
     @property
+    def of_text(self) -> bool:
+        """Whether it is of a language model, compressed or taught."""
+        return self.kind == "text" or (self.kind == "distill" and "window" in self.request)
+
+    @property
     def export(self) -> str:
         """The exporter that wrote the result."""
         return str(self.request.get("export") or "")
@@ -130,7 +135,8 @@ def _kind(request: Mapping[str, Any]) -> str:
 
 def _shown(steps: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Of each step what says how good it is."""
-    shown = ("step", "accuracy", "evaluate", "top1_agreement", "mean_kld", "relative_error")
+    shown = ("step", "accuracy", "evaluate", "perplexity", "top1_agreement", "mean_kld",
+             "relative_error")  # fmt: skip
     return [{key: step[key] for key in shown if key in step} for step in steps]
 
 
