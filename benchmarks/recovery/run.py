@@ -42,7 +42,8 @@ def main() -> None:
     parser.add_argument("--factor", type=float, required=True, help="MACs are divided by it")
     parser.add_argument("--length", default="10epochs")
     parser.add_argument("--learn-from", default="logits:1:temperature=4")
-    parser.add_argument("--rate", type=float, default=0.02)
+    parser.add_argument("--optimizer", default="muon")
+    parser.add_argument("--rate", type=float, help="else the optimizer's usual one")
     parser.add_argument("--average", type=float, default=0.999)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
@@ -70,7 +71,7 @@ def _row(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     print(json.dumps(row), flush=True)
     found = lighten.recover(
         pruned, original, data=train, held_out=held_out, length=args.length,
-        learn_from=args.learn_from, rate=args.rate, average=args.average,
+        learn_from=args.learn_from, optimizer=args.optimizer, rate=args.rate, average=args.average,
         folder=folder / "recover", seed=args.seed,
     )  # fmt: skip
     small = found.network
@@ -83,8 +84,9 @@ def _row(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
         **row, "recovered": right(small.module, test),
         **{f"{name}_onnxruntime": right(_session(path), test) for name, path in files.items()},
         **{f"{name}_bytes": path.stat().st_size for name, path in files.items()},
-        "test_images": test.count, **found.metrics, "average": args.average, "seed": args.seed,
-        "threads": args.threads, "torch": torch.__version__.split("+")[0],
+        "test_images": test.count, **found.metrics, "optimizer": args.optimizer,
+        "average": args.average, "seed": args.seed, "threads": args.threads,
+        "torch": torch.__version__.split("+")[0],
     }  # fmt: skip
 
 

@@ -99,6 +99,12 @@ class Lesson:
         """Whether any loss looks at a teacher."""
         return any(term.loss.taught for term in self.terms if term.weight)
 
+    @property
+    def ends(self) -> bool:
+        """Whether the ends of stages are all that its losses look at inside the networks."""
+        inside = [term.loss for term in self.terms if term.weight and "hidden" in term.loss.needs]
+        return all(getattr(loss, "places", "all") == "ends" for loss in inside)
+
     def start(self, student: Seen, teacher: Seen | None = None, seed: int = 0) -> Parts:
         """What the losses train beside the student, for networks that show such tensors.
 

@@ -1,4 +1,4 @@
-"""What moves the weights: SGD with momentum, or AdamW; norms and biases do not decay.
+"""What moves the weights: SGD with momentum, AdamW or Muon; norms and biases do not decay.
 
 *Source:* Sutskever et al. 2013 (Nesterov momentum); Loshchilov & Hutter 2019, "Decoupled weight
 decay regularization" (AdamW); Goyal et al. 2017, section 5.1 (no decay of norms and biases).
@@ -12,12 +12,13 @@ import torch
 from torch import nn
 
 from lighten.errors import WrongUse
+from lighten.muon import Muon
 
 Grouped = Callable[[str, nn.Parameter], tuple[float, float]]
 """(name, parameter) -> (its rate over the rate, its weight decay over the weight decay)."""
 
 MOMENTUM = 0.9
-DECAY = {"sgd": 5e-4, "adamw": 1e-2}
+DECAY = {"sgd": 5e-4, "adamw": 1e-2, "muon": 0.0}
 """Optimizer -> its usual weight decay."""
 
 
@@ -39,17 +40,20 @@ def make_optimizer(
     if kind not in DECAY:
         raise WrongUse(f"optimizer `{kind}` is not known", f"known: {', '.join(DECAY)}")
     decay = DECAY[kind] if decay is None else decay
-    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    # shares (FSDP) and whole parameters apart: fused steps take one kind at a time
+    groups: dict[tuple[float, float, type], list[nn.Parameter]] = {}
     for name, parameter in parameters:
-        groups.setdefault(group(name, parameter), []).append(parameter)
+        groups.setdefault((*group(name, parameter), type(parameter)), []).append(parameter)
     if not groups:
         raise WrongUse("the student has nothing to train", "requires_grad is off everywhere")
     options = [
         {"params": members, "factor": factor, "weight_decay": decay * share, "lr": 0.0}
-        for (factor, share), members in groups.items()
+        for (factor, share, _), members in groups.items()
     ]
     if kind == "sgd":
         return torch.optim.SGD(options, lr=0.0, momentum=MOMENTUM, nesterov=True)
+    if kind == "muon":
+        return Muon(options)
     return torch.optim.AdamW(options, lr=0.0)
 
 

@@ -31,7 +31,7 @@ BATCH = 128
 FEWEST = 8
 """Examples in a batch that statistics of a batch norm can be taken from at least."""
 
-RATE = {"sgd": 0.05, "adamw": 1e-3}
+RATE = {"sgd": 0.05, "adamw": 1e-3, "muon": 3e-3}
 """Optimizer -> the rate where none is given."""
 
 CLIP = 5.0

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from lighten.errors import WrongUse
 from lighten.lesson import Lesson, Parts, Seen
@@ -33,7 +33,7 @@ class Showing:
         self._places: list[tuple[str, str]] = []
         hidden, attention = "hidden" in lesson.needs, "attention" in lesson.needs
         if isinstance(teacher, nn.Module) and hidden:
-            self._places = pairs(student, teacher, inputs)
+            self._places = pairs(student, teacher, inputs, ends=lesson.ends)
         shown = list(dict.fromkeys(s for s, _ in self._places))
         self.student = self._stack.enter_context(watch(student, shown, attention))
         self._of_teacher: Watch | None = None
@@ -70,16 +70,23 @@ class Showing:
 
 
 class Shown(nn.Module):
-    """The student as a module that returns what it shows, so that DDP sees all of it used."""
+    """The student as a module that returns what it shows, so that DDP sees all of it used; own
+    tensors, no views, which FSDP could not follow through a change in place."""
 
     def __init__(self, student: nn.Module, see: Watch) -> None:
         super().__init__()
-        self.student, self.see = student, see
+        self.student, self.see, self.spread = student, see, False
 
     def forward(self, inputs: Any) -> dict[str, Any]:
         seen = self.see(inputs)
-        return {"outputs": seen.outputs, "hidden": dict(seen.hidden),
-                "attention": dict(seen.attention)}  # fmt: skip
+        shown = {"outputs": seen.outputs, "hidden": dict(seen.hidden),
+                 "attention": dict(seen.attention)}  # fmt: skip
+        if not self.spread:
+            return shown
+        own: dict[str, Any] = tree_map_only(
+            Tensor, lambda x: x.clone() if x._is_view() else x, shown
+        )
+        return own
 
 
 def set_mode(module: nn.Module, training: bool) -> None:

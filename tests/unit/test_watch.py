@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from lighten.errors import BadInput, WrongUse
 from lighten.lesson import Lesson
 from lighten.network import Network
 from lighten.places import places
+from lighten.showing import Showing
 from lighten.shrink import shrink
 from lighten.watch import outputs_of, pairs, watch
 from patterns import PATTERNS
@@ -305,3 +307,17 @@ def test_looking_leaves_norms_and_modes_as_they_were() -> None:
 def test_a_network_without_blocks_has_to_be_told() -> None:
     with pytest.raises(WrongUse, match="no blocks to compare"):
         pairs(nn.Linear(3, 4), Stages(1))
+
+
+def test_a_lesson_of_the_ends_alone_looks_at_the_last_block_of_each_stage() -> None:
+    student, teacher, x = Stages(2), Stages(3, 8), images(2)
+    for text, seen in (
+        ("hidden:1:places=ends", ["a.1", "b.1"]),
+        ("logits:1,hidden:1", ["a.0", "a.1", "b.0", "b.1"]),
+        ("hidden:1:places=ends,relations:1", ["a.0", "a.1", "b.0", "b.1"]),
+    ):
+        showing = Showing(student, teacher, Lesson.parse(text), x, nullcontext)
+        taught = showing.taught(x)
+        showing.close()
+        assert taught is not None
+        assert list(taught.hidden) == seen

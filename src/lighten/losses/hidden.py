@@ -24,11 +24,13 @@ class Hidden:
     ‖P s/|P s| − t/|t|‖² over channels. P is none where both are equally wide, else a linear map
     (a 1x1 convolution): project=learned trains it beside the student, project=least_squares fits it
     once, before learning. Where sizes in space differ, the larger is pooled. channels: first, last
-    or auto (second of 4 and 5 dimensions, else last).
+    or auto (second of 4 and 5 dimensions, else last). places: all blocks, or the ends of stages
+    alone, which is less work.
     """
 
     project: str = "learned"
     channels: str = "auto"
+    places: str = "all"
     source: ClassVar[str] = "Romero et al. 2014"
     needs: ClassVar[frozenset[str]] = frozenset({"hidden"})
     floor: ClassVar[float | None] = 0.0
@@ -37,6 +39,7 @@ class Hidden:
     def __post_init__(self) -> None:
         one_of("hidden", "project", self.project, ("learned", "least_squares"))
         one_of("hidden", "channels", self.channels, ("auto", "first", "last"))
+        one_of("hidden", "places", self.places, ("all", "ends"))
 
     def _places(self, student: Seen, teacher: Seen) -> list[tuple[Tensor, Tensor]]:
         found = matched(student.hidden, teacher.hidden, "hidden features")
