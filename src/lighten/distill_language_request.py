@@ -103,7 +103,7 @@ def read(
     as make TOKENS."""
     need_lightning()
     span, lesson = Length.parse(length or "500steps"), Lesson.parse(learn_from, temperature)
-    SlicedLesson.check(lesson)
+    SlicedLesson.check(lesson, inside=True)
     if trials is not None:
         check_tunable(lesson, trials)
     if window < 2 or samples < 1 or (batch is not None and batch < 1) or how.accumulate < 1:

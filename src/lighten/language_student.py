@@ -7,7 +7,8 @@ and one block's activations.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -48,6 +49,8 @@ class LanguageModel(nn.Module):
 
     The transformers module is held beside the module tree: training mode, which would switch its
     dropout on, never reaches it, and the state dict is what learns and nothing else.
+
+    ends: one for each block, called with the hidden states (batch, length, width) that leave it.
     """
 
     def __init__(
@@ -58,6 +61,14 @@ class LanguageModel(nn.Module):
         model.fill(module, device=device, overrides=Dense(weights))
         names = [layer.name for layer in model.layers if layer.kind in ("head", "embedding+head")]
         self._held = (module, module.get_submodule(names[0].rpartition(".")[0]))
+        self.ends = nn.ModuleList(nn.Identity() for _ in model.blocks)
+        for name, end in zip(model.blocks, self.ends, strict=True):
+            module.get_submodule(name).register_forward_hook(_leaving(end))
+
+    @property
+    def places(self) -> tuple[str, ...]:
+        """Where it can be watched (lighten.watch), in order of depth."""
+        return tuple(f"ends.{i}" for i in range(len(self.ends)))
 
     @property
     def module(self) -> nn.Module:
@@ -131,6 +142,17 @@ def insert(module: nn.Module, blocks: tuple[str, ...]) -> None:
     siblings: Any = module.get_submodule(blocks[0].rpartition(".")[0])
     for i, block in enumerate(list(siblings)):
         siblings[i] = Recomputed(block)
+        # what looks at what leaves the block does so once, not again when it is recomputed
+        siblings[i]._forward_hooks, block._forward_hooks = block._forward_hooks, OrderedDict()
+
+
+def _leaving(end: nn.Module) -> Callable[[nn.Module, Any, Any], None]:
+    """A hook that shows `end` the hidden states that a block returns."""
+
+    def show(block: nn.Module, inputs: Any, output: Any) -> None:
+        end(output[0] if isinstance(output, tuple) else output)
+
+    return show
 
 
 def _vectors(module: nn.Module) -> dict[str, LearnedVector]:

@@ -21,6 +21,9 @@ from lighten.seen import Seen
 LOGITS = 2**24
 """Logits in a slice: 64 MB, of which about six stand at once."""
 
+INSIDE = ("hidden", "blocks")
+"""Losses that compare what leaves the blocks of two language models."""
+
 Weight = Callable[[], tuple[Tensor, Tensor | None]]
 
 
@@ -30,25 +33,36 @@ class SlicedLesson:
     head: gives the student's weight (vocabulary, width) and bias, with their gradients. like: the
     original's head: what it does to logits is done to the student's too, and it makes the teacher's
     where the teacher shows hidden states (no `indices`). precision: as the loop has it, of the
-    products with the heads. own: the student's head where what it does to logits is its own. Raises
-    WrongUse for a lesson that needs more than outputs and labels.
+    products with the heads. own: the student's head where what it does to logits is its own.
+    inside: losses that compare blocks are not sliced. Raises WrongUse for what `check` refuses.
     """
 
     def __init__(
         self, lesson: Lesson, head: Weight, like: Head, precision: str = "32-true",
-        own: Head | None = None,
+        own: Head | None = None, inside: bool = False,
     ) -> None:  # fmt: skip
-        self.check(lesson)
+        self.check(lesson, inside)
         self.lesson, self.head, self.like, self.precision = lesson, head, like, precision
         self.own = like if own is None else own
+        terms = [term for term in lesson.terms if term.weight]
+        self.outer = Lesson(tuple(term for term in terms if "hidden" in term.loss.needs))
+        self.sliced = Lesson(tuple(term for term in terms if "hidden" not in term.loss.needs))
 
     @staticmethod
-    def check(lesson: Lesson) -> None:
-        """Raises WrongUse for a lesson that needs more than outputs and labels."""
-        if more := lesson.needs - {"labels"}:
+    def check(lesson: Lesson, inside: bool = False) -> None:
+        """Raises WrongUse for a lesson that needs more than outputs and labels; inside: and what
+        `hidden` and `blocks` look at."""
+        refused = lesson.needs - {"labels"}
+        if inside and all(
+            term.name in INSIDE for term in lesson.terms if "hidden" in term.loss.needs
+        ):
+            refused -= {"hidden"}
+        if refused:
+            more = ', "hidden" or "blocks"' if inside else ""
             raise WrongUse(
-                f"`{lesson}` needs {', '.join(sorted(more))}, which is not kept of language models",
-                'learn from outputs: "logits:1", "topk:1:k=64" or "labels"',
+                f"`{lesson}` needs {', '.join(sorted(refused))}, which is not kept of language"
+                " models",
+                f'learn from outputs: "logits:1", "topk:1:k=64" or "labels"{more}',
             )
 
     def __str__(self) -> str:
@@ -67,8 +81,9 @@ class SlicedLesson:
         return self.lesson.taught
 
     def start(self, student: Seen, teacher: Seen | None = None, seed: int = 0) -> Parts:
-        """Nothing is trained beside the student."""
-        return Parts(self, {})  # type: ignore[arg-type]
+        """What losses inside train beside the student: projections, where widths differ."""
+        own = self.outer.start(student, teacher, seed) if self.outer.terms else {}
+        return Parts(self, dict(own.items()))  # type: ignore[arg-type]
 
     def __call__(
         self,
@@ -78,6 +93,18 @@ class SlicedLesson:
         parts: Mapping[str, nn.Module] | nn.ModuleDict | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """(weighted sum, loss -> its value); hidden states (batch, length, width)."""
+        if not self.outer.terms:
+            return self._sliced(student, teacher, labels)
+        total, values = self.outer(student, teacher, labels, parts)
+        if not self.sliced.terms:
+            return total, values
+        other, more = self._sliced(student, teacher, labels)
+        return total + other, {**more, **values}
+
+    def _sliced(
+        self, student: Seen, teacher: Seen | None, labels: Tensor | None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The same of what looks at logits and labels alone."""
         hidden = student.outputs.flatten(0, -2)
         weight, bias = self.head()
         shown = None if teacher is None else _rows(teacher)
@@ -92,7 +119,7 @@ class SlicedLesson:
                 with torch.autocast(h.device.type, torch.bfloat16, self.precision != "32-true"):
                     there = None if shown is None else self._teacher(shown, at)
                     mine = Seen(logits(h[at], w, b, self.own))
-                total, values = self.lesson(mine, there, None if targets is None else targets[at])
+                total, values = self.sliced(mine, there, None if targets is None else targets[at])
                 if back:
                     (total * share).backward()  # type: ignore[no-untyped-call]
                 for name, value in {"": total.detach(), **values}.items():

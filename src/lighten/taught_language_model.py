@@ -79,7 +79,7 @@ class School:
         device = self.like.weight.device
         learner = TaughtLanguageModel(student, device)
         precision = best_precision(how.precision, device.type)
-        sliced = SlicedLesson(lesson, learner.head, self.like, precision, self.own)
+        sliced = SlicedLesson(lesson, learner.head, self.like, precision, self.own, inside=True)
         teacher = None
         if lesson.taught:
             teacher = answering(

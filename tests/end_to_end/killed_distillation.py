@@ -25,7 +25,10 @@ import torch.utils.tensorboard
 from lighten import learn_state, run
 from lighten.cli import main as lighten
 
-distill: Any = importlib.import_module("lighten.distill")  # the module, not the function
+# the modules, not the function: of networks and of language models
+DISTILL: list[Any] = [
+    importlib.import_module(f"lighten.{name}") for name in ("distill", "distill_language")
+]
 
 
 def die() -> None:
@@ -80,7 +83,7 @@ def aim(place: str) -> None:
 
         optuna.trial.Trial.set_user_attr = note
     else:
-        tuned = distill.tuned
+        tuned = DISTILL[0].tuned
 
         def tune(lesson: Any, trials: int, learn: Any, *rest: Any) -> Any:
             def watched(lesson: Any, report: Any) -> float:
@@ -92,7 +95,8 @@ def aim(place: str) -> None:
 
             return tuned(lesson, trials, watched, *rest)
 
-        distill.tuned = tune
+        for module in DISTILL:
+            module.tuned = tune
 
 
 def main() -> int:
