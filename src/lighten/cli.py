@@ -17,6 +17,7 @@ import typer
 
 from lighten import distill_options as options
 from lighten.errors import UserError
+from lighten.learning_options import Augment, Learn, LearnCodes, LearnFrom, Rate, Recover
 from lighten.options import (
     AsJson,
     Crop,
@@ -89,20 +90,12 @@ def compress(
     multiple: Annotated[
         int | None, typer.Option(min=1, help="Channel counts are multiples of it.")
     ] = None,
-    recover: Annotated[
-        str | None,
-        typer.Option(help='Then learn what was lost back: "10epochs" or "500steps".'),
-    ] = None,
-    learn_from: Annotated[
-        str | None,
-        typer.Option(help='What is learned from, "logits:1" without; see docs/concepts/losses.md.'),
-    ] = None,
-    rate: Annotated[
-        float | None, typer.Option(help="Highest learning rate of --recover, of a network.")
-    ] = None,
-    augment: Annotated[
-        str | None, typer.Option(help='Of images to learn from: "crop+flip", "flip" or "none".')
-    ] = None,
+    recover: Recover = None,
+    learn_from: LearnFrom = None,
+    rate: Rate = None,
+    augment: Augment = None,
+    learn: Learn = None,
+    learn_codes: LearnCodes = None,
     out: Annotated[
         Path | None, typer.Option(help="The run's folder. Without: runs/<model>-<budget>.")
     ] = None,
@@ -134,6 +127,8 @@ def compress(
         learn_from=learn_from,
         rate=rate,
         augment=augment,
+        learn=learn,
+        learn_codes=learn_codes,
         out=out,
         samples=samples,
         length=length,
@@ -259,9 +254,9 @@ def measure(
     quiet: Quiet = False,
 ) -> None:
     """Quality, bytes, speed and memory of any model or .onnx file, with 95 % intervals."""
-    from lighten import front
+    from lighten.front_measure import measure as measured
 
-    found = front.measure(
+    found = measured(
         model,
         against=against,
         data=data,

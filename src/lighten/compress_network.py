@@ -31,6 +31,7 @@ from lighten.registry import exporters
 from lighten.report import kept
 from lighten.run import Run, default_folder
 from lighten.samples import Samples
+from lighten.scales_stage import Scales, joined, rescaled
 from lighten.sparse import format_of, pattern_of
 from lighten.sparsify import sparsify
 from lighten.stage_log import logged
@@ -49,6 +50,7 @@ def compress_network(
     quantize: str = "auto",
     sparsity: str | None = None,
     recovery: Recovery | None = None,
+    scales: Scales | None = None,
     evaluate: Callable[[Any], float] | None = None,
     multiple: int | None = None,
     out: str | Path | None = None,
@@ -61,9 +63,10 @@ def compress_network(
     (each layer in the format that spends a budget in bytes or milliseconds best), or "auto": mixed
     for such a budget, 8 bits without one. sparsity: of the weights that are left once the structure
     stands, "0.5" or "2:4" (all layers but the first and the last). recovery: what is learned back
-    from the original before quantization. multiple: channel counts are multiples of it (8 for
-    milliseconds, else 1). evaluate: called with the network (a callable on batches), returns what
-    counts, higher is better; else agreement with the original and, with labels, accuracy.
+    from the original before quantization. scales: how its integers learn from the original after
+    that. multiple: channel counts are multiples of it (8 for milliseconds, else 1). evaluate:
+    called with the network (a callable on batches), returns what counts, higher is better; else
+    agreement with the original and, with labels, accuracy.
 
     also: an exporter that writes what was made in its form too; then it is what the result names.
     asked: how all this is opened again, which the run keeps.
@@ -83,6 +86,13 @@ def compress_network(
             )
     if limit is None and bits is None and sparsity is None:
         raise WrongUse("there is nothing to do", 'give a budget, such as --budget "0.5 macs"')
+    if bits is None:
+        if scales is not None and scales.asked:
+            raise WrongUse(
+                f"learn={scales.length} and no integers to learn: quantize is `{quantize}`",
+                "quantize to int8, w4a8, w8 ...; weights that are float learn by recover",
+            )
+        scales = None
     exporter = exporters[export]
     if limit is not None:
         network_cost.check(limit, export)
@@ -105,10 +115,13 @@ def compress_network(
         "reduce_range": reduced, "multiple": multiple,
         "inputs": [list(x.shape) for x in network.inputs],
         **({} if recovery is None else {"recover": recovery.request()}),
+        **_learned(scales, recovery is not None and bits is not None),
     }  # fmt: skip
     preflight(folder, disk=8 * network.nbytes, memory=_memory_needed(network, data))
     with Run.open(folder, wanted) as run, logged(run):
         job = Job(run, network, data, exporter, bits, reduced, multiple, sparsity, evaluate)
+        if scales is not None:
+            job = replace(job, learned=scales.data.course.count)
         if asked is not None:
             run.json("asked", lambda: dict(asked), given=dict(asked))
         before = _before(job, export)
@@ -130,6 +143,9 @@ def compress_network(
         if recovery is not None:
             small, sparse, learned = recovered(job, small, sparse, recovery, before, given)
         made = made_of(job, small, plan) if mix else quantized(job, small) if bits else small
+        if scales is not None and isinstance(made, Quantized):
+            made, more = rescaled(job, made, scales, given)
+            learned = joined(learned, more, before)
         if sparse is not None and export == "checkpoint":
             made = sparse
         exported = _export(job, made, plan, export)
@@ -209,6 +225,13 @@ def _both(
 
 
 # -- small things --------------------------------------------------------------------------------
+def _learned(scales: Scales | None, usual: bool) -> dict[str, Any]:
+    """What the request says of integers that learn, where it is not what a recovery suggests."""
+    if scales is None:
+        return {"learn": "none"} if usual else {}
+    return {"learn": scales.request()} if scales.asked or scales.codes else {}
+
+
 def _others(network: Network) -> str:
     able = [name for name in sorted(exporters) if not exporters[name].refuses(network)]
     return f"what can hold it: {', '.join(able) or 'nothing that lighten writes'}"

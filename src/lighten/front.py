@@ -1,4 +1,4 @@
-"""The public verbs: compress, prune, quantize, measure. Language models go to lighten.pipeline.
+"""The public verbs: compress, prune, quantize. Language models go to lighten.pipeline.
 
 lighten.compress(model, example_inputs, budget="0.5 macs", data=loader, evaluate=fn)
 lighten.prune(model, example_inputs, budget="0.5 macs", data=loader)
@@ -48,6 +48,8 @@ def compress(
     learn_from: str | None = None,
     rate: float | None = None,
     augment: str | None = None,
+    learn: str | None = None,
+    learn_codes: bool | None = None,
     out: str | Path | None = None,
     also: str | None = None,
     samples: int | None = None,
@@ -68,23 +70,24 @@ def compress(
     networks, "gguf" and others of language models. quantize, sparsity: see
     lighten.compress_network. recover: "10epochs" or "500steps" of learning what was lost back from
     the model as it came; learn_from: the lesson, "logits:1" where none is given. rate, augment: of
-    networks, see lighten.recover.
+    networks, see lighten.recover. learn: of networks, "100steps" in which the scales of their
+    integers learn from the model as it came (learn_codes: the codes too); with recover as many
+    steps, but no more than 100, unless this says "none".
 
     also: of networks, another exporter whose file is written too, and named by the result.
 
     The same call resumes. Raises UserError for what a person can mend.
     """
     asked = dict(locals())
-    if recover is None:
-        for name, given in {"learn_from": learn_from, "rate": rate, "augment": augment}.items():
-            if given is not None:
-                raise WrongUse(f"{name} says how to recover", 'add recover, such as "10epochs"')
+    check_learning(recover, learn, rate=rate, learn_codes=learn_codes, learn_from=learn_from,
+                   augment=augment)  # fmt: skip
     if not is_network(model):
         for name, value in {
             "example_inputs": example_inputs, "evaluate": evaluate, "quantize": quantize,
             "rate": rate, "augment": augment,
             "weights": weights, "size": size, "mean": mean, "std": std, "test": test,
             "multiple": multiple, "crop": crop, "sparsity": sparsity, "also": also,
+            "learn": learn, "learn_codes": learn_codes,
         }.items():  # fmt: skip
             if value is not None:
                 raise WrongUse(
@@ -102,16 +105,23 @@ def compress(
     from lighten.network_runs import storable
 
     need_data(data)
-    network, recovery = opened(model, example_inputs, weights, size), None
-    if recover is not None:
+    network, recovery, scales = opened(model, example_inputs, weights, size), None, None
+    if recover is not None or learn is not None:
         from lighten.recover_stage import Recovery
+        from lighten.scales_stage import Scales
         from lighten.training_data import collected
 
         # once, for what is measured on must not be learned from
         data = collected(loaded(data, network, size=size, mean=mean, std=std, crop=crop))
-        recovery = Recovery.of(
-            data, recover, learn_from, rate, augment, tested=test is not None, seed=seed,
-            calibration=SAMPLES["examples"] if samples is None else samples,
+        count, tested = SAMPLES["examples"] if samples is None else samples, test is not None
+        if recover is not None:
+            recovery = Recovery.of(
+                data, recover, learn_from, rate, augment, calibration=count, tested=tested,
+                seed=seed,
+            )  # fmt: skip
+        scales = Scales.of(
+            network, data, learn, bool(learn_codes), recovery, learn_from, augment,
+            calibration=count, tested=tested, seed=seed,
         )  # fmt: skip
     network, found = opened_with_data(
         network, None, data, test=test, size=size, mean=mean, std=std, crop=crop, count=samples,
@@ -119,9 +129,27 @@ def compress(
     )  # fmt: skip
     return compress_network(
         network, found, budget=budget, export=export or "onnx", quantize=quantize or "auto",
-        sparsity=sparsity, recovery=recovery,
-        evaluate=evaluate, multiple=multiple, out=out, also=also, asked=storable(asked),
+        sparsity=sparsity, recovery=recovery, scales=scales, evaluate=evaluate,
+        multiple=multiple, out=out, also=also, asked=storable(asked),
     )  # fmt: skip
+
+
+def check_learning(
+    recover: str | None, learn: str | None, *, rate: float | None, learn_codes: bool | None,
+    learn_from: str | None, augment: str | None,
+) -> None:  # fmt: skip
+    """Raises WrongUse where something says how to learn and nothing that it is to be done."""
+    learns = None if learn == "none" else learn
+    for name, given, able in (
+        ("rate", rate, recover), ("learn_codes", learn_codes, learns or recover),
+        ("learn_from", learn_from, learns or recover), ("augment", augment, learns or recover),
+    ):  # fmt: skip
+        if given is not None and able is None:
+            raise WrongUse(
+                f"{name} says how to recover",
+                'add recover, such as "10epochs"'
+                + ("" if name == "rate" else ', or for integers learn, such as "100steps"'),
+            )
 
 
 def is_network(model: Any) -> bool:
@@ -195,10 +223,10 @@ def opened(
 def loaded(data: Any, network: Network, *, size: int | None, mean: Any, std: Any, crop: Any) -> Any:
     """Data as it is, or the images at a path, as the network takes them."""
     shape = tuple(network.inputs[0].shape[1:])
-    return _read(data, shape, size=size, mean=mean, std=std, crop=crop)
+    return read(data, shape, size=size, mean=mean, std=std, crop=crop)
 
 
-def _read(
+def read(
     data: Any, shape: tuple[int | None, ...], *, size: int | None, mean: Any, std: Any, crop: Any
 ) -> Any:
     """Data as it is, or the images at a path, for examples of such a shape."""
@@ -322,61 +350,3 @@ def calibration(data: Any, network: Network, count: int) -> Tensor:
     """Up to `count` examples of any kind of data, as the network takes them."""
     found = loaded(data, network, size=None, mean=None, std=None, crop=None)
     return samples(found, calibration=count, test=found).calibration
-
-
-def measure(
-    model: Any,
-    example_inputs: Any = None,
-    *,
-    against: Any = None,
-    data: Any = None,
-    weights: str | Path | None = None,
-    against_weights: str | Path | None = None,
-    size: int | None = None,
-    mean: Any = None,
-    std: Any = None,
-    crop: Any = None,
-    samples: int | None = None,
-    length: int = 512,
-    seed: int = 0,
-) -> dict[str, Any]:
-    """Quality, size and speed of a language model, a network or an .onnx file, beside `against`.
-
-    A network's facts are those of lighten.measure_networks; the two sides may be a file and the
-    network that it was made of. weights: of `model`, or where that is a file of `against`, whose
-    own are against_weights. samples: windows of text (64), or examples (2048). Raises UserError.
-    """
-    from lighten.measure_networks import is_file, measure_networks, subject
-
-    sides = [model] if against is None else [model, against]
-    networks = [is_network(side) or is_file(side) for side in sides]
-    if not any(networks):
-        for name, value in {
-            "weights": weights, "against_weights": against_weights, "size": size, "mean": mean,
-            "std": std, "crop": crop,
-        }.items():  # fmt: skip
-            if value is not None:
-                raise WrongUse(f"{name} is for networks, and {model} is a language model")
-        from lighten.measure import measure_model
-
-        return measure_model(
-            model, against=against, data=data, length=length, seed=seed,
-            samples=SAMPLES["windows"] if samples is None else samples,
-        )  # fmt: skip
-    if not all(networks):
-        raise WrongUse(
-            f"{model} and {against} are a network and a language model",
-            "a network is package.module:factory, file.py:factory, a .pt2 or an .onnx file",
-        )
-    if data is None:
-        raise WrongUse("a network is measured on data", "--data images.parquet, or a folder")
-    if is_file(model) and against_weights is None:
-        weights, against_weights = None, weights
-    made = [
-        subject(side if is_file(side) else opened(side, example_inputs, own, size))
-        for side, own in zip(sides, (weights, against_weights), strict=False)
-    ]
-    found = _read(data, made[0].shape, size=size, mean=mean, std=std, crop=crop)
-    named = str(data) if isinstance(data, str | Path) else ""
-    other = made[1] if len(made) > 1 else None
-    return measure_networks(made[0], other, found, source=named, count=samples, seed=seed)

@@ -42,6 +42,14 @@ class Job:
     """A folder of the run, with its slash, for what depends on the bits."""
     made: dict[str, tuple[Network, Quantized]] = field(default_factory=dict)
     """Plan's JSON -> of which network what was made, in this process."""
+    learned: int | None = None
+    """Examples that integers learn from, None: they do not."""
+
+    @property
+    def seen(self) -> Tensor:
+        """What integers are fitted to: nothing that the best state of their learning is chosen by,
+        since a quantized network is fitted closely to what it was calibrated on."""
+        return self.samples.calibration[: self.learned]
 
     @property
     def original(self) -> Path:
@@ -66,7 +74,7 @@ def quantized(job: Job, network: Network) -> Quantized:
     with stage("quantize"):
         return quantize_network(
             network,
-            job.samples.calibration,
+            job.seen,
             bits_weights=bits[0],
             bits_activations=bits[1],
             group=group_of(bits),

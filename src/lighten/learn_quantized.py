@@ -28,7 +28,7 @@ from lighten.quantized import Quantized
 from lighten.recover import Judge, teaching
 from lighten.registry import transforms
 from lighten.samples import digest
-from lighten.trainable import trainable
+from lighten.trainable import Trainable, trainable
 from lighten.training_data import TrainingData
 
 RATE = 2e-4
@@ -84,37 +84,59 @@ def learn_quantized(
     never worse on held-out data. Raises UserError.
     """
     _enough(data)
-    lesson, mode = Lesson.parse(learn_from), "all" if codes else "scales"
+    lesson = Lesson.parse(learn_from)
     at = held_quarter(len(data))
     held, blocks = data[at], list[Block]()
     judged = TrainingData(
         ImageCourse(data[~at], augment=_augmentation(data, augment)), held, None, "", digest(held)
     )
-    judge = Judge(teacher, judged)
-    start = judge(trainable(quantized, mode))
-    made = quantized
+    judge, made = Judge(teacher, judged), quantized
+    start = judge(trainable(quantized, _mode(codes)))
     if block_steps > 0:
         dense = transforms["fold_batchnorm"](teacher, data)
         made, blocks = learn_blocks(
-            quantized, dense, data, steps=block_steps, rate=rate, mode=mode, seed=seed
+            quantized, dense, data, steps=block_steps, rate=rate, mode=_mode(codes), seed=seed
         )
-        if judge(trainable(made, mode)) < start:  # better blocks need not be a better whole
+        if judge(trainable(made, _mode(codes))) < start:  # better blocks, not a better whole
             note("blocks that were learned are no better together: they stay as they were")
             made = quantized
-    twin = trainable(made, mode)
-    learned = learn(
-        twin, teaching(teacher, lesson).module, lesson, judged.course, length=length, rate=rate,
-        batch=min(BATCH, judged.course.count), evaluate=judge, folder=folder, seed=seed,
-        optimizer="adamw", weight_decay=0.0, precision="32-true", name="learn integers",
+    twin, metrics = learned_twin(
+        made, teacher, judged, length=length, codes=codes, lesson=lesson, rate=rate, folder=folder,
+        seed=seed, judge=judge,
     )  # fmt: skip
-    metrics = {
+    metrics["before"] = judge.shown(start)
+    return LearnedQuantized(twin.freeze(), tuple(blocks), metrics)
+
+
+def learned_twin(
+    made: Quantized, teacher: Network, data: TrainingData, *, length: str | Length, codes: bool,
+    lesson: Lesson, rate: float = RATE, folder: Path | None = None, seed: int = 0,
+    judge: Judge | None = None, keep_given: bool = True, name: str = "learn integers",
+) -> tuple[Trainable, dict[str, Any]]:  # fmt: skip
+    """The trainable twin of `made` as it was best on what `data` holds out, and its metrics.
+
+    keep_given: maybe as it was given; False: the best trained state, for a caller that compares
+    both on other data. judge: of `data`, where there is one already.
+    """
+    judge = judge or Judge(teacher, data)
+    twin = trainable(made, _mode(codes))
+    learned = learn(
+        twin, teaching(teacher, lesson).module, lesson, data.course, length=length, rate=rate,
+        batch=min(BATCH, data.course.count), evaluate=judge, folder=folder, seed=seed,
+        optimizer="adamw", weight_decay=0.0, precision="32-true", keep_given=keep_given,
+        name=name,
+    )  # fmt: skip
+    return twin, {
         "length": str(Length.parse(length)), "learn_from": str(lesson), "codes": codes,
         "rate": rate, "steps": learned.steps, "best_step": learned.best_step,
-        "images": judged.course.count, "held_out": len(held), "measure": judge.measure,
-        "before": judge.shown(start), "after": judge.shown(learned.best),
+        "images": data.course.count, "held_out": len(data.held_out), "measure": judge.measure,
+        "before": judge.shown(learned.first), "after": judge.shown(learned.best),
         "minutes": round(learned.seconds / 60, 2),
     }  # fmt: skip
-    return LearnedQuantized(twin.freeze(), tuple(blocks), metrics)
+
+
+def _mode(codes: bool) -> str:
+    return "all" if codes else "scales"
 
 
 def _enough(data: Tensor) -> None:

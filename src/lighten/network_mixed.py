@@ -101,7 +101,7 @@ def made_of(job: Job, network: Network, plan: Plan) -> Network | Quantized:
     if not any(spec.format for spec in specs.values()):
         return network
     with stage("quantize"):
-        found = quantize_mixed(network, job.samples.calibration, specs)
+        found = quantize_mixed(network, job.seen, specs)
     job.made[plan.to_json()] = network, found
     return found
 

@@ -114,7 +114,7 @@ def recovered(
     after = job.run.json(
         "measured/recovered", lambda: _measured(job, better, "after recovery"), given=given
     )
-    taken = _score(after) > _score(pruned)
+    taken = score(after) > score(pruned)
     if not taken:
         note("recovery measured no better than what it was given, which is kept")
     elif sparse is not None:
@@ -124,7 +124,8 @@ def recovered(
         }
         sparse = Quantized(better, again, {})
     steps = {"original": before, "pruned": pruned, "recovered": after}
-    learned = {**job.run.json(name, dict, given=given), "taken": "yes" if taken else "no"}
+    told = job.run.json(name, dict, given=given)
+    learned = {"what": "weights", **told, "taken": "yes" if taken else "no"}
     return better if taken else network, sparse, {
         "recover": [learned], "steps": [row(step, found) for step, found in steps.items()],
     }  # fmt: skip
@@ -135,7 +136,7 @@ def row(step: str, found: Mapping[str, Any]) -> dict[str, Any]:
     return {"step": step, **{k: found[k] for k in _SHOWN if k in found}}
 
 
-def _score(quality: Mapping[str, Any]) -> float:
+def score(quality: Mapping[str, Any]) -> float:
     """The user's own measure, accuracy where there are labels, else closeness to the original."""
     if "evaluate" not in quality and "accuracy" in quality:
         return float(quality["accuracy"]["value"])

@@ -19,7 +19,7 @@ pytest.importorskip("onnxscript")
 pytest.importorskip("onnxruntime")
 
 import lighten
-from lighten import errors, front, network_cost, progress
+from lighten import errors, front_measure, network_cost, progress
 from lighten.cli import main
 from lighten.runtimes import onnxruntime
 from small_networks import SIDE, images, labels, trained
@@ -129,10 +129,10 @@ def test_two_files_and_one_that_takes_one_image_only(
 
 
 def test_from_python_with_modules_and_tensors(here: Path) -> None:
-    found = front.measure(trained(), X[:2], against=here / "int8.onnx", data=X)
+    found = front_measure.measure(trained(), X[:2], against=here / "int8.onnx", data=X)
     assert "accuracy" not in found["measured"]
     assert found["measured"]["top1_agreement"]["value"] > 0.8
-    alone = front.measure(here / "int8.onnx", data=X)
+    alone = front_measure.measure(here / "int8.onnx", data=X)
     assert "only costs" in " ".join(alone["notes"])
     assert {"bytes", "p50_ms"} <= set(alone["measured"])
 
@@ -164,6 +164,6 @@ def test_mistakes(
 
 def test_numbers_that_are_none_are_refused(here: Path) -> None:
     with pytest.raises(errors.WrongUse, match="0 examples"):
-        front.measure("int8.onnx", data=X, samples=0)
+        front_measure.measure("int8.onnx", data=X, samples=0)
     with pytest.raises(errors.BadInput, match="NaN"):
-        front.measure("int8.onnx", data=torch.full_like(X, float("nan")))
+        front_measure.measure("int8.onnx", data=torch.full_like(X, float("nan")))

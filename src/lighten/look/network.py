@@ -101,7 +101,9 @@ def command(asked: Mapping[str, Any]) -> list[str]:
     """The words of the line that makes a run; asked: arguments of lighten.compress, as kept."""
     words = ["lighten", "compress", str(asked["model"])]
     for name, value in asked.items():
-        if name not in ("model", "length", "also") and value is not None:
+        if name not in ("model", "length", "also") and value is True:
+            words += [f"--{name.replace('_', '-')}"]
+        elif name not in ("model", "length", "also") and value is not None:
             words += [f"--{name.replace('_', '-')}", f"{value}"]
     return words
 
@@ -116,5 +118,10 @@ def call(request: Mapping[str, Any]) -> str:
     if "recover" in request:
         given |= {"recover": request["recover"]["length"],
                   "learn_from": request["recover"]["learn_from"]}  # fmt: skip
+    if isinstance(learn := request.get("learn"), Mapping):
+        given |= {"learn": learn["length"], "learn_from": learn["learn_from"]}
+        given |= {"learn_codes": True} if learn["codes"] else {}
+    elif learn is not None:
+        given["learn"] = learn
     words = ["model", "example_inputs", "data=data", *(f"{k}={v!r}" for k, v in given.items())]
     return f"lighten.compress({', '.join(words)})"

@@ -29,8 +29,11 @@ class Learning:
 
 def learning(facts: Facts) -> list[Learning]:
     """One for each history that has losses in it."""
-    told = _told(facts.metrics)
-    return [made for history in facts.histories if (made := _one(history, told)) is not None]
+    found = [
+        _one(history, _told(facts.metrics, "scales" in history.name.split("-")))
+        for history in facts.histories
+    ]
+    return [made for made in found if made is not None]
 
 
 def steps(metrics: Mapping[str, Any]) -> tuple[list[str], list[list[Any]]]:
@@ -65,11 +68,13 @@ def told(metrics: Mapping[str, Any]) -> list[tuple[str, Any]]:
     return rows
 
 
-def _told(metrics: Mapping[str, Any]) -> Mapping[str, Any]:
+def _told(metrics: Mapping[str, Any], scales: bool = False) -> Mapping[str, Any]:
+    """What was learned first; scales: by the integers, which learn last."""
+    at = -1 if scales else 0
     for key in ("recover", "learning"):
         rows = metrics.get(key)
-        if isinstance(rows, list) and rows and isinstance(rows[0], Mapping):
-            return rows[0]
+        if isinstance(rows, list) and rows and isinstance(rows[at], Mapping):
+            return dict(rows[at])
     return {}
 
 

@@ -1,0 +1,32 @@
+"""Options of `compress` that say what is learned back, how long and from what."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+Recover = Annotated[
+    str | None,
+    typer.Option(help='Then learn what was lost back: "10epochs" or "500steps".'),
+]
+LearnFrom = Annotated[
+    str | None,
+    typer.Option(help='What is learned from, "logits:1" without; see docs/concepts/losses.md.'),
+]
+Rate = Annotated[
+    float | None, typer.Option(help="Highest learning rate of --recover, of a network.")
+]
+Augment = Annotated[
+    str | None, typer.Option(help='Of images to learn from: "crop+flip", "flip" or "none".')
+]
+Learn = Annotated[
+    str | None,
+    typer.Option(
+        help='Of a network, "100steps" in which the scales of its integers learn;'
+        ' with --recover as long, up to 100 steps, or "none".'
+    ),
+]
+LearnCodes = Annotated[
+    bool | None, typer.Option("--learn-codes", help="Let the integers themselves learn, too.")
+]
