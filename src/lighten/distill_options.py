@@ -45,7 +45,7 @@ Batch = Annotated[
     typer.Option(min=1, help="Images (128), or windows of text (4096 tokens' worth) in a batch."),
 ]
 Optimizer = Annotated[
-    str | None, typer.Option(help='"sgd" (of images, without a word) or "adamw" (of text).')
+    str | None, typer.Option(help='"sgd" (of images, without a word), "adamw" (of text) or "muon".')
 ]
 Patience = Annotated[
     int | None, typer.Option(min=1, help="Evaluations without a better one, then it stops.")

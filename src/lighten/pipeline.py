@@ -128,6 +128,8 @@ def replan(run: str | Path, budget: str) -> dict[str, Any]:
 
         return network_runs.replan(run, budget)
     with Run.at(run) as opened:
+        if "student" in opened.request:
+            raise WrongUse(f"{run} is a distillation: it has no plan", "ask for another student")
         model = _model_of(opened)
         job = Job(opened, model, exporters[opened.request["export"]], torch.empty(0),
                   torch.empty(0), 0)  # fmt: skip

@@ -82,7 +82,7 @@ class SlicedLesson:
 
     def start(self, student: Seen, teacher: Seen | None = None, seed: int = 0) -> Parts:
         """What losses inside train beside the student: projections, where widths differ."""
-        own = self.outer.start(student, teacher, seed) if self.outer.terms else {}
+        own = self.outer.start(student, teacher, seed) if self.outer.terms else nn.ModuleDict()
         return Parts(self, dict(own.items()))  # type: ignore[arg-type]
 
     def __call__(

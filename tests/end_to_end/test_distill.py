@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -172,12 +172,18 @@ def test_the_command_line(
     assert "before" in capsys.readouterr().out
 
 
-def test_examples_of_the_guide(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_examples_of_the_guide(
+    tiny: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     page = Path(__file__).resolve().parents[2] / "docs" / "guides" / "distillation.md"
     monkeypatch.chdir(tmp_path)
+    text = (f"Line {i}: the quick fox sees {i * i} birds." for i in range(400))
+    (tmp_path / "text.txt").write_text("\n".join(text))
     names: dict[str, Any] = {
         "teacher": deep(), "make_teacher": deep, "student": Plain(), "images": X, "labels": Y,
+        "folder": tiny("llama", num_hidden_layers=4, max_position_embeddings=512),
     }  # fmt: skip
     for code in re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL):
-        exec(code.replace("10epochs", "2steps"), names)  # noqa: S102
+        exec(code.replace("10epochs", "2steps").replace("500steps", "2steps"), names)  # noqa: S102
     assert len(names["small"].body) == 2
+    assert names["loaded"].config.num_hidden_layers == 2

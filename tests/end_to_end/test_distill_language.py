@@ -215,6 +215,8 @@ def test_the_command_line(tiny: Tiny, text: Path, tmp_path: Path,
     assert found["learning"][0]["steps"] == 6
     assert main(line) == 0
     assert "perplexity" in capsys.readouterr().out
+    with pytest.raises(WrongUse, match="it has no plan"):
+        lighten.replan(out, "80MB")
     exported = lighten.export(out, "gguf")
     assert len(open_model(exported).blocks) == 2
     shutil.rmtree(out / "model")
