@@ -127,7 +127,7 @@ def distill(
     counts, higher is better. export: "onnx" beside the weights. augment: "crop+flip" (for images,
     without a word), "flip", "none". samples: inputs that a student is made from the teacher on.
     multiple: channel counts of such a student are multiples of it. For rate, batch, optimizer
-    ("sgd", "adamw") and what follows see lighten.learn.
+    ("sgd", "adamw", "muon") and what follows see lighten.learn.
 
     Or both are language models: a Hugging Face folder, a hub id or a .gguf file. student: another
     with the same vocabulary; or "half depth", "8 layers", "half width" (of the feed-forward parts)
