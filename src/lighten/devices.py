@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from lighten import sharding
 from lighten.cpu import multiplies_bfloat16
 from lighten.errors import MissingPackage, WrongUse
 
@@ -17,6 +18,9 @@ if TYPE_CHECKING:
     from lightning.fabric import Fabric
 
 _SHARDING = ("fsdp", "deepspeed", "modelparallel", "model_parallel")
+"""In names of Lightning's own strategies that spread weights."""
+
+FSDP = "fsdp"
 
 PRECISIONS = ("auto", "32-true", "bf16-mixed")
 
@@ -31,13 +35,14 @@ def start_fabric(
     need_lightning()
     from lightning.fabric import Fabric
 
-    name = strategy if isinstance(strategy, str) else type(strategy).__name__
-    if any(word in name.lower() for word in _SHARDING):
-        raise WrongUse(
-            f"strategy `{name}` spreads the student's weights, which are kept whole here",
-            '"ddp": every process has all weights and a share of each batch',
-        )
     device = chosen(accelerator)
+    how = _spread(device) if strategy == FSDP else strategy
+    name = strategy if isinstance(strategy, str) else type(strategy).__name__
+    if how is strategy and any(word in name.lower() for word in _SHARDING):
+        raise WrongUse(
+            f"strategy `{name}` spreads the student's weights in a way that is not known here",
+            '"fsdp" spreads them, "ddp" keeps all weights on each device',
+        )
     # it tells everyone which precision it was given, through whichever logger was made last
     logs = [logging.getLogger(f"lightning.{part}") for part in ("fabric", "pytorch")]
     levels = [log.level for log in logs]
@@ -47,7 +52,7 @@ def start_fabric(
         fabric = Fabric(
             accelerator=device,
             devices=devices,
-            strategy=strategy,
+            strategy=how,
             precision=best_precision(precision, device),  # type: ignore[arg-type]
         )
         fabric.launch()
@@ -60,6 +65,12 @@ def start_fabric(
         for log, level in zip(logs, levels, strict=True):
             log.setLevel(level)
     return fabric
+
+
+def _spread(device: str) -> Any:
+    if device not in ("cpu", "cuda", "gpu"):
+        raise WrongUse(f'strategy "fsdp" does not run on {device}', 'on "cuda" and "cpu" it does')
+    return sharding.strategy()
 
 
 def need_lightning() -> None:

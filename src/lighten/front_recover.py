@@ -34,6 +34,8 @@ def recover(
     average: float | None = None,
     precision: str = "auto",
     accelerator: str = "auto",
+    devices: int | str = 1,
+    strategy: Any = "auto",
     folder: str | Path | None = None,
     seed: int = 0,
 ) -> Recovered:
@@ -55,6 +57,7 @@ def recover(
         small, large, lessons, length=length, learn_from=learn_from, rate=rate, batch=batch,
         optimizer=optimizer, masks=masks,
         patience=patience, average=average, precision=precision, accelerator=accelerator,
+        devices=devices, strategy=strategy,
         folder=None if folder is None else Path(folder), seed=seed,
     )  # fmt: skip
 

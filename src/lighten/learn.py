@@ -95,8 +95,9 @@ def learn(
     that a batch is computed in. penalty: added to the loss. folder: of checkpoints (after each
     evaluation, every `save_every` steps and every `minutes`), history.jsonl and TensorBoard.
     precision: "32-true", "bf16-mixed", "auto". devices, strategy: as Lightning Fabric has them
-    ("ddp" with devices=2 runs the calling script once more). before_step is called with the steps
-    done so far, after_step, while gradients are still there, with one more.
+    ("ddp" with devices=2 runs the calling script once more), "fsdp" spreads weights, gradients and
+    the optimizer's state over them (lighten.sharding). before_step is called with the steps done so
+    far, after_step, while gradients are still there, with one more.
 
     Raises WrongUse, BadInput (data that ends early, labels out of range), BadOutput where a loss is
     not finite (the student then holds the best state before), MissingPackage without `lightning`.

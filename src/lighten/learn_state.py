@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from lighten.atomic import JSON, as_line, dump, place, read_lines, sync, write_text
 from lighten.errors import BadInput, ChangedRequest, WrongUse
+from lighten.sharding import gathered, share_of
 
 REQUEST, HISTORY, PARTIAL = "request.json", "history.jsonl", ".partial"
 
@@ -148,7 +149,7 @@ def optimizer_state(
 ) -> dict[str, Tensor]:
     """`<parameter>/<key>` -> what the optimizer remembers of it."""
     return {
-        f"{names[parameter]}/{key}": value
+        f"{names[parameter]}/{key}": gathered(value)
         for parameter, state in optimizer.state.items()
         if isinstance(parameter, nn.Parameter)
         for key, value in state.items()
@@ -167,7 +168,8 @@ def load_optimizer(
         name, _, part = key.rpartition("/")
         parameter = found[name]
         if value.shape == parameter.shape:  # laid out in memory as the parameter is
-            value = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+            like = torch.empty_like(parameter, dtype=value.dtype)
+            value = like.copy_(share_of(value, parameter))
         optimizer.state[parameter][part] = value
 
 

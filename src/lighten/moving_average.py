@@ -11,6 +11,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from lighten.sharding import share_of
+
 
 class MovingAverage:
     """a <- d a + (1 - d) w after each step, d = min(decay, (1 + n) / (10 + n)) at step n, so that
@@ -30,7 +32,7 @@ class MovingAverage:
     @torch.no_grad()
     def load(self, values: Mapping[str, Tensor]) -> None:
         for name, value in self.values.items():
-            value.copy_(values[name])
+            value.copy_(share_of(values[name], value))
 
     @contextmanager
     def inside(self, module: nn.Module) -> Iterator[None]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from lighten.moving_average import MovingAverage
 from lighten.optimizers import Grouped, make_optimizer, set_rate
 from lighten.progress import stage
 from lighten.seeds import seed_of
+from lighten.sharding import Shards, agree, check_optimizer, clip, fill, gathered, spreads
 from lighten.showing import Showing, channels_last, laid_out, lay_out, set_mode, tensors_in
 
 Hook = Callable[[int, int], None]
@@ -73,6 +75,8 @@ class Training:
     log: EventLog | None = None
     average: MovingAverage | None = None
     columns: bool = False  # channels last in memory
+    shards: Shards | None = None
+    stored: bool = False
 
     # -- begin, go on, end ---------------------------------------------------------------------
     def begin(
@@ -82,6 +86,7 @@ class Training:
         """Set up, and load the last state where there is one."""
         self.saved = time.monotonic()
         fabric = self.fabric
+        self.stored = folder is not None
         if folder is not None and fabric.is_global_zero:
             self.kept = Checkpoints(folder, request)
         self.student.to(fabric.device)
@@ -93,18 +98,26 @@ class Training:
         self.ahead: list[Batch] | None = self.feed.at(0)
         inputs, _ = self._sent(self.ahead[0])
         networks = [m for m in (self.student, self.teacher) if isinstance(m, nn.Module)]
-        self.columns = all(channels_last(module, inputs) for module in networks)
+        # shares are of rows, which channels last in memory would cut through
+        spread = spreads(fabric)
+        self.columns = not spread and all(channels_last(module, inputs) for module in networks)
         if not self.columns:
             self._lay_back()
         self.showing = Showing(self.student, self.teacher, self.lesson, inputs, fabric.autocast)
         self.parts: Parts = self.showing.parts(inputs, self.seed).to(fabric.device)
+        self.shards = Shards(self.showing.module) if spread else None
+        self.showing.module.spread = spread
+        self.module = fabric.setup_module(self.showing.module)
+        if self.shards is not None:
+            self.shards.began()
         named = [
             *((f"student.{n}", p) for n, p in self.student.named_parameters() if p.requires_grad),
             *((f"parts.{n}", p) for n, p in self.parts.named_parameters()),
         ]
         self.names = {p: n for n, p in named}
-        self.module = fabric.setup_module(self.showing.module)
         made = make_optimizer(optimizer, named, decay, group)
+        if spread:
+            check_optimizer(optimizer)
         self.optimizer = fabric.setup_optimizers(made)
         self.average = None if average is None else MovingAverage(self.student, average)
         last = None if self.kept is None else self.kept.last()
@@ -123,12 +136,11 @@ class Training:
         with stage(name, self.steps, "steps") as tick:
             tick(self.step)
             while self.step < self.steps and not self.done:
-                for hook in self.before_step:
-                    hook(self.step, self.steps)
-                self._learn()
+                self._call(self.before_step)
+                with nullcontext() if self.shards is None else self.shards.trial():
+                    self._learn()
                 self.step += 1
-                for hook in self.after_step:
-                    hook(self.step, self.steps)
+                self._call(self.after_step)
                 if self.average is not None:
                     self.average.update(self.student, self.step)
                 self._look()
@@ -139,6 +151,8 @@ class Training:
 
     def end(self) -> None:
         """Put the best state in place, in the usual layout."""
+        if self.shards is not None:
+            self.shards.end()
         if hasattr(self, "best_state"):
             with torch.no_grad():
                 self.student.load_state_dict(self.best_state)
@@ -152,6 +166,16 @@ class Training:
         for module in (self.student, self.teacher):
             if isinstance(module, nn.Module):
                 lay_out(module, torch.contiguous_format)
+
+    def _whole(self, write: bool = False) -> AbstractContextManager[None]:
+        """The student as a module of its own, where it is spread over processes."""
+        return nullcontext() if self.shards is None else self.shards.whole(write)
+
+    def _call(self, hooks: Sequence[Hook]) -> None:
+        if hooks:
+            with self._whole(write=True):
+                for hook in hooks:
+                    hook(self.step, self.steps)
 
     # -- one step ------------------------------------------------------------------------------
     def _learn(self) -> None:
@@ -173,13 +197,18 @@ class Training:
             row = fabric.all_reduce(row, reduce_op="mean") if fabric.world_size > 1 else row
             for key, value in zip(("loss", *values), row.tolist(), strict=True):
                 found[key] = found.get(key, 0.0) + value * sizes[i] / sum(sizes)
+        if self.shards is not None and self.penalty is not None:
+            found["loss"] += self.shards.charge(self.penalty)
         if not all(abs(value) < float("inf") for value in found.values()):
             self._stop(", ".join(f"{k} {v:.4g}" for k, v in found.items()))
         if fabric.world_size > 1:
-            for parameter in self.parts.parameters():
+            loose = () if self.shards is None else self.shards.loose
+            for parameter in (*self.parts.parameters(), *loose):
                 if parameter.grad is not None:
                     parameter.grad = fabric.all_reduce(parameter.grad, reduce_op="mean")
-        if self.clip is not None:
+        if self.clip is not None and self.shards is not None:
+            clip(self.names, self.clip)
+        elif self.clip is not None:
             torch.nn.utils.clip_grad_norm_(list(self.names), self.clip)
         self.optimizer.step()
         self.sums = {k: self.sums.get(k, 0.0) + v for k, v in found.items()}
@@ -189,7 +218,8 @@ class Training:
         taught = self.showing.taught(inputs)
         seen = Seen(**self.module(inputs))
         total, values = self.parts(seen, taught, labels)
-        return (total if self.penalty is None else total + self.penalty()), values
+        penalty = self.penalty if self.shards is None else None
+        return (total if penalty is None else total + penalty()), values
 
     def _sent(self, batch: Batch) -> tuple[Any, Tensor | None]:
         """A batch on the device, images laid out as the weights are."""
@@ -217,10 +247,17 @@ class Training:
         stopped = self.patience is not None and self.waited >= self.patience
         self.done = self.step == self.steps or stopped
         due = judged or (self.save_every is not None and self.step % self.save_every == 0)
-        if self.kept is not None and (due or time.monotonic() - self.saved > self.seconds):
-            self.kept.sync()
-            self.kept.save(self.step, {} if self.done else self._tensors(), self._facts())
+        if self.stored and (due or self._late()):
+            tensors = {} if self.done else self._tensors()
+            if self.kept is not None:
+                self.kept.sync()
+                self.kept.save(self.step, tensors, self._facts())
             self.saved = time.monotonic()
+
+    def _late(self) -> bool:
+        """Whether the last state is old; of shares, all processes must store at once."""
+        late = time.monotonic() - self.saved > self.seconds
+        return late if self.shards is None else bool(self.fabric.broadcast(late))
 
     def _judge(self) -> dict[str, float]:
         """Evaluate the weights, and their average; keep what is better than all before."""
@@ -243,9 +280,13 @@ class Training:
 
     @torch.no_grad()
     def _value(self, what: str) -> float:
+        if self.fabric.world_size > 1:
+            agree(self.student)
         set_mode(self.student, False)
         try:
-            value = float(self.fabric.broadcast(float(self.evaluate(self.student))))
+            with self._whole():
+                value = float(self.evaluate(self.student))
+            value = float(self.fabric.broadcast(value))
         except BadOutput as error:
             self._stop(f"of {what}: {error.message}")
         if value != value:
@@ -261,12 +302,14 @@ class Training:
 
     # -- checkpoints ---------------------------------------------------------------------------
     def _tensors(self) -> dict[str, Tensor]:
-        found = {f"student/{k}": v for k, v in self.student.state_dict().items()}
+        if self.shards is None and self.kept is None:
+            return {}  # another process stores what it has itself
+        found = {f"student/{k}": gathered(v) for k, v in self.student.state_dict().items()}
         found |= {f"parts/{k}": v for k, v in self.parts.state_dict().items()}
         state = optimizer_state(self.optimizer.optimizer, self.names)
         found |= {f"optimizer/{k}": v for k, v in state.items()}
         if self.average is not None:
-            found |= {f"average/{k}": v for k, v in self.average.values.items()}
+            found |= {f"average/{k}": gathered(v) for k, v in self.average.values.items()}
         return found | self._hooks()[1]
 
     def _facts(self) -> dict[str, Any]:
@@ -295,7 +338,7 @@ class Training:
         for key, tensor in tensors.items():
             kind, _, rest = key.partition("/")
             parts.setdefault(kind, {})[rest] = tensor
-        self.student.load_state_dict(parts["student"])
+        fill(self.student, parts["student"])
         self.parts.load_state_dict(parts.get("parts", {}))
         load_optimizer(self.optimizer.optimizer, self.names, parts.get("optimizer", {}))
         if self.average is not None:
@@ -307,4 +350,4 @@ class Training:
 
 def copied(module: nn.Module) -> dict[str, Tensor]:
     """The state of a module, on the CPU, memory of its own."""
-    return {k: v.detach().cpu().clone() for k, v in module.state_dict().items()}
+    return {k: gathered(v).cpu().clone() for k, v in module.state_dict().items()}
