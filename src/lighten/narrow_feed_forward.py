@@ -23,7 +23,6 @@ from lighten.calibrate import Stream, hessians, submodule
 from lighten.containers.safetensors import Entry
 from lighten.errors import WrongUse
 from lighten.model import Model
-from lighten.registry import criteria
 from lighten.smaller_model import feed_forward_width, stored_dtype, write
 from lighten.types import Layer
 
@@ -97,7 +96,7 @@ def write_narrow(
                 stream.run(i, block, hidden)
         stats = next(iter(sums.values())).stats()
         weight = model.weight(part.out).to(stats.hessian.device)
-        keep = criteria["obs"](weight, stats).sum(0).topk(count).indices.sort().values
+        keep = _costs(weight, stats.hessian).topk(count).indices.sort().values
         out = torch.zeros_like(weight)
         kind = stored_dtype(model, part.out.name)
         out[:, keep] = _made_up_for(weight, stats.hessian, keep).to(kind).float()
@@ -126,15 +125,22 @@ def write_narrow(
 
 
 def _part(members: list[Layer], units: int) -> FeedForward | None:
-    """The part that these matrices of one module are, if they are one."""
-    out = [layer for layer in members if layer.shape[1] == units]
-    if len(out) != 1:
+    """The part that these matrices of one module are, if they are one: the last leads out."""
+    *into, out = members
+    width = out.shape[0]
+    if not into or out.shape[1] != units or any(layer.shape != (units, width) for layer in into):
         return None
-    width = out[0].shape[0]
-    into = [layer for layer in members if layer is not out[0]]
-    if not into or any(layer.shape != (units, width) for layer in into):
-        return None
-    return FeedForward(tuple(into), out[0])
+    return FeedForward(tuple(into), out)
+
+
+def _costs(weight: Tensor, hessian: Tensor) -> Tensor:
+    """(units,): |W_j|² (1 / [(H + λI)⁻¹]_jj - λ): what is lost without a unit, the damping's own
+    share of it left out, so that a unit that is always zero costs nothing."""
+    damped = hessian.double()
+    damping = DAMPING * damped.diagonal().mean().clamp(min=1e-12)
+    damped = damped + damping * torch.eye(len(damped), dtype=damped.dtype, device=damped.device)
+    inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped)).diagonal()
+    return weight.double().square().sum(0) * (1 / inverse - damping).clamp(min=0)
 
 
 def _made_up_for(weight: Tensor, hessian: Tensor, keep: Tensor) -> Tensor:

@@ -77,6 +77,10 @@ class SlicedLesson:
         return self.lesson.needs
 
     @property
+    def ends(self) -> bool:
+        return self.outer.ends
+
+    @property
     def taught(self) -> bool:
         return self.lesson.taught
 

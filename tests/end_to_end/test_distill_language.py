@@ -98,8 +98,9 @@ def test_it_is_stored_once_and_another_request_is_refused(
 
 
 def test_another_model_learns_as_well_a_gguf_too(tiny: Tiny, text: Path, tmp_path: Path) -> None:
-    student = tiny("qwen3", num_hidden_layers=1, seed=1)
-    found = lighten.distill(deep(tiny), student, text, out=tmp_path / "a", **QUICK)
+    student = tiny("qwen3", num_hidden_layers=1, hidden_size=32, seed=1)
+    found = lighten.distill(deep(tiny), student, text, out=tmp_path / "a",
+                            **{**QUICK, "learn_from": "logits:1,hidden:0.5"})  # fmt: skip
     m = found.metrics
     assert m["after"]["mean_kld"]["value"] < m["before"]["mean_kld"]["value"]
     source = tmp_path / "teacher.gguf"
