@@ -52,6 +52,19 @@ class Deep(nn.Module):
         return x * self.scale
 
 
+class Beside(nn.Module):
+    """Its parameter belongs to a module that it keeps beside its module tree."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._held = (nn.Linear(4, 4),)
+        self.weight = self._held[0].weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        found: Tensor = self._held[0](x)
+        return found
+
+
 @pytest.fixture
 def alone() -> Iterator[Any]:
     """A group of one process, and its mesh."""
@@ -159,6 +172,10 @@ def test_what_cannot_be_done_in_shares_is_told(alone: Any) -> None:
     with pytest.raises(WrongUse, match="cannot be learned in shares") as error, shards.trial():
         reaching(torch.ones(2, 4))
     assert "ddp" in error.value.hint
+    held = Beside()
+    shards = in_shares(held, alone)
+    with pytest.raises(WrongUse, match=r"cannot be learned in shares|outside"), shards.trial():
+        held(torch.ones(2, 4)).sum().backward()
     with pytest.raises(WrongUse, match="`muon` looks at whole weights"):
         check_optimizer("muon")
     mixed = nn.Linear(4, 4)
