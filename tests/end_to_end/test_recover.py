@@ -118,6 +118,24 @@ def test_masked_weights_stay_zero(teacher: Network) -> None:
     assert not torch.equal(weight, module.conv1.weight)
 
 
+def test_a_weight_of_two_factors_learns_as_any(teacher: Network) -> None:
+    module = copy.deepcopy(teacher.module)
+    weight = module.conv2.weight
+    u, s, v = torch.linalg.svd(weight.flatten(1), full_matrices=False)
+    first, second = nn.Conv2d(16, 3, 3, padding=1, bias=False), nn.Conv2d(3, 16, 1, bias=False)
+    with torch.no_grad():
+        first.weight.copy_(v[:3].view_as(first.weight))
+        second.weight.copy_((u[:, :3] * s[:3])[..., None, None])
+    module.conv2 = nn.Sequential(first, second)
+    found = recover(
+        teacher.with_module(module), teacher, training_data(X, tested=True), length="8epochs",
+        batch=24, **CPU,
+    )  # fmt: skip
+    assert found.metrics["after"] < 0.7 * found.metrics["before"]
+    assert [type(part) for part in found.network.module.conv2] == [nn.Conv2d, nn.Conv2d]
+    assert found.network.module.conv2[0].weight.shape == (3, 16, 3, 3)
+
+
 def test_with_labels_the_best_state_is_the_most_accurate(teacher: Network, small: Network) -> None:
     data = training_data((X, Y), tested=True, augment="none")
     found = recover(
