@@ -16,6 +16,7 @@ import argparse
 import json
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,20 +28,24 @@ import peer
 from lighten import pipeline
 from lighten.allocate import allocate
 from lighten.data import Corpus, load_text
+from lighten.language_blocks import FACTS, Learning, learn_language_blocks
 from lighten.model import open_model
 from lighten.progress import note
-from lighten.recover_language import RATE, Made, lessons, recover
+from lighten.recover_language import BLOCK_STEPS, RATE, WATCHED, Made, lessons, recover
 from lighten.registry import exporters
 from lighten.run import Run
 from lighten.solve import Weights, solve
 
 HERE = Path(__file__).parent
 RECIPES: dict[str, dict[str, Any]] = {
-    "scales": {},
-    "scales+norms": {"vectors": torch.float32},
-    "all+norms": {"vectors": torch.float32, "mode": "all"},
+    "blocks scales": {"block_mode": "scales", "end": False},
+    "blocks": {"block_mode": "all", "end": False},
+    "blocks+end": {"block_mode": "all"},
+    "end": {"block_steps": 0},
+    "end all": {"block_steps": 0, "mode": "all"},
 }
-"""What learns: the grids; norms, stored in full anyway, as well; codes as well."""
+"""What learns, norms always: block by block grids, or codes as well, then grids of the whole; or
+only the whole, its codes as well."""
 
 
 def main() -> None:
@@ -48,8 +53,9 @@ def main() -> None:
     parser.add_argument("calibration", type=Path)
     parser.add_argument("test", type=Path)
     parser.add_argument("--sizes", nargs="+", type=int, default=[90_897_760, 80_000_000])
-    parser.add_argument("--recipes", nargs="+", choices=RECIPES, default=list(RECIPES))
-    parser.add_argument("--steps", type=int, default=500, help="of 1024 tokens")
+    parser.add_argument("--recipes", nargs="+", choices=RECIPES, default=["blocks", "blocks+end"])
+    parser.add_argument("--steps", type=int, default=100, help="of 1024 tokens")
+    parser.add_argument("--block-steps", type=int, default=BLOCK_STEPS, help="likewise, each block")
     parser.add_argument("--rate", type=float, default=RATE)
     parser.add_argument("--learn-from", default="logits:1")
     parser.add_argument("--quick", action="store_true", help="the smallest size, 20 steps")
@@ -77,7 +83,7 @@ def main() -> None:
             before = _row(rows, size, "none", plain, lambda made: made, tools, base, out)
             before.setdefault("solve_seconds", solved)
             for recipe in arguments.recipes:
-                name = f"learned/{size}-{recipe}-{steps}-{arguments.rate:g}"
+                name = f"learned/{size}-{RECIPES[recipe].get('block_mode', recipe)}"
                 row = _row(
                     rows, size, recipe, plain,
                     lambda made, n=name, r=recipe: _learned(  # type: ignore[misc]
@@ -96,14 +102,32 @@ def _learned(
     run: Run, made: Made, job: Any, corpus: Corpus, name: str, steps: int, arguments: Any,
     recipe: dict[str, Any],
 ) -> Made:  # fmt: skip
-    """The plan's weights as learned by a recipe, in a folder of their own."""
+    """The plan's weights as learned by a recipe; those of a `block_mode` share their blocks."""
     first = len(job.calibration) + len(job.held_out)
     note(f"learning {name}")
-    return recover(
-        run, made, lambda: lessons(corpus, made.model.tokenizer, 512, first, f"{steps}steps"),
-        length=f"{steps}steps", learn_from=arguments.learn_from, rate=arguments.rate, folder=name,
-        **recipe,
+    length = f"{max(steps, 100)}steps"  # no fewer windows for blocks where steps are few
+
+    def text() -> torch.Tensor:
+        return lessons(corpus, made.model.tokenizer, 512, first, length)
+
+    given = {"block_steps": arguments.block_steps, **recipe}
+    if not given.pop("end", True):
+        how = Learning(given["block_steps"], given["block_mode"])
+        found = learn_language_blocks(
+            run, made.model, made.weights, text()[WATCHED:], how, f"{name}/blocks"
+        )
+        seconds = sum(row["seconds"] for row in found.errors)
+        facts = {"block_steps": how.steps, "seconds": seconds, "errors": found.errors}
+        model = made.model.with_vectors(found.vectors)
+        return Made(made.plan, found.weights, model, facts)  # type: ignore[arg-type]
+    made = recover(
+        run, made, text, length=f"{steps}steps", learn_from=arguments.learn_from,
+        rate=arguments.rate, folder=name, vectors=torch.float32, **given,
     )  # fmt: skip
+    blocks = (made.learned or {}).get("blocks", {})
+    facts = dict(made.learned or {})
+    facts["seconds"] += blocks.get("seconds", 0)
+    return replace(made, learned=facts | {"block_steps": blocks.get("steps", 0)})
 
 
 def _row(
@@ -120,8 +144,18 @@ def _row(
     row = {"size": size, "recipe": recipe, "bytes": path.stat().st_size}
     row |= peer.kld(tools, path, base)
     learned = made.learned or {}
-    keys = ("steps", "tokens", "best_step", "trained", "watched_kld_before", "watched_kld_after")
+    keys = (
+        "block_steps",
+        "steps",
+        "tokens",
+        "best_step",
+        "trained",
+        "watched_kld_before",
+        "watched_kld_after",
+    )
     row |= {key: learned[key] for key in keys if key in learned}
+    if "errors" in learned:
+        row["blocks"] = [{k: float(f"{e[k]:.4g}") for k in FACTS} for e in learned["errors"]]
     if "seconds" in learned:
         row["minutes"] = round(learned["seconds"] / 60, 1)
     rows.append(row)

@@ -1,16 +1,16 @@
 """What a language model lost is learned back in the bytes that it has: scales, mins and norms.
 
-The plan's weights keep their codes; the numbers that the codes are multiplied by are learned end to
-end from the model as it came, always rounded to what the file can store. The result is measured on
-windows that were neither learned from nor stopped by, and is taken only where it lost less.
+Each block is moved towards what the original has behind it (lighten.language_blocks), then all of
+them learn end to end from the model as it came, always rounded to what the file can store. The
+result is measured on windows that were neither learned from nor stopped by, and is taken only where
+it lost less.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 from lighten.data import Corpus, windows
 from lighten.devices import best_precision, chosen, need_lightning
-from lighten.divergence import Head, compare
 from lighten.errors import BadInput, WrongUse
+from lighten.language_blocks import LEAST, Learning, learn_language_blocks
 from lighten.language_student import LanguageModel, LanguageStudent
 from lighten.learn import learn
 from lighten.learn_state import remove_states
@@ -32,9 +32,10 @@ from lighten.progress import note
 from lighten.run import Run
 from lighten.sliced_lesson import SlicedLesson
 from lighten.solve import Weights
-from lighten.stored_teacher import StoredTeacher
+from lighten.stored_teacher import answering
 from lighten.text_course import TextCourse
-from lighten.types import Plan
+from lighten.types import Compressed, Plan
+from lighten.watched import Watched
 
 WATCHED = 8
 """Windows that the best state is chosen by."""
@@ -45,10 +46,13 @@ TOKENS = 1024
 FOLDER, TAKEN = "recover", "recover/taken"
 """Where in the run what was learned is stored, and whether it was taken."""
 
+BLOCK_STEPS, BLOCK_MODE = 48, "all"
+"""Of each block before all learn together, and what learns there (see LearnedWeight)."""
+
 RATE = 1e-3
 """Of norms and of what whole rows are multiplied by, in shares of their magnitude."""
 
-FACTORS = {"row": 1.0, "vector": 1.0, "theta": 0.03, "offset": 10.0}
+FACTORS = {"row": 1.0, "vector": 1.0, "theta": 0.3, "offset": 10.0}
 """What a rate is multiplied by: rows, norms, the grid's entries, codes (in steps of the grid)."""
 
 
@@ -94,18 +98,22 @@ def recover(
     run: Run, before: Made, text: Callable[[], Tensor], *, length: str,
     learn_from: str = "logits:1", mode: str = "scales", vectors: torch.dtype | None = None,
     seed: int = 0, rate: float = RATE, batch: int | None = None, folder: str = FOLDER,
+    block_steps: int | None = None, block_mode: str = BLOCK_MODE,
 ) -> Made:  # fmt: skip
     """Learn the grids of the weights, and the norms. text: gives windows to learn from (`lessons`).
 
-    length: "500steps" or "1epochs". vectors: the type that norms and biases are stored in, None: as
-    they are now. folder: where in the run it is stored; the same call resumes. Raises WrongUse,
-    BadOutput.
+    block_steps: of each block alone, before (None: BLOCK_STEPS, 0: not at all). length: of all
+    together, "500steps" or "1epochs". mode, block_mode: see LearnedWeight. vectors: the type that
+    norms and biases are stored in, None: as they are now. folder: where in the run it is stored;
+    the same call resumes. Raises WrongUse, BadOutput.
     """
     kept = Weights(run, before.model, before.plan, folder)
     if not (run.whole(f"{kept.folder}/facts.json") and all(kept.stored(name) for name in kept)):
         place = run.path(f"{folder}/learning")
-        _learn(run, before, kept, text(), length, learn_from, mode, vectors, seed, rate, batch,
-               place)  # fmt: skip
+        block_steps = BLOCK_STEPS if block_steps is None else block_steps
+        how = Learning(block_steps, block_mode, vectors is not None, seed)
+        _learn(run, before, kept, text(), how, length, learn_from, mode, vectors, seed, rate, batch,
+               place, folder)  # fmt: skip
         remove_states(place)
     return _stored(run, kept)
 
@@ -140,26 +148,34 @@ def lessons(corpus: Corpus, tokenizer: Any, size: int, first: int, length: str) 
 
 
 def _learn(
-    run: Run, before: Made, kept: Weights, text: Tensor, length: str, learn_from: str, mode: str,
-    vectors: torch.dtype | None, seed: int, rate: float, batch: int | None, place: Path,
+    run: Run, before: Made, kept: Weights, text: Tensor, how: Learning, length: str,
+    learn_from: str, mode: str, vectors: torch.dtype | None, seed: int, rate: float,
+    batch: int | None, place: Path, folder: str,
 ) -> None:  # fmt: skip
     device = torch.device(chosen("auto"))
-    model, weights = before.model, before.weights
-    student = LanguageStudent(model, weights, mode=mode, vectors=vectors is not None, device=device)
-    teacher = LanguageModel(model, {}, device)
-    head = head_of(model, *teacher.head())
     few = min(WATCHED, max(1, len(text) // 4))
     watched, course = text[:few], TextCourse(text[few:])
+    model, blocks = before.model, None
+    weights: Mapping[str, Compressed] = before.weights
+    teacher = LanguageModel(model, {}, device)
+    head = head_of(model, *teacher.head())
+    evaluate = Watched(teacher, watched, head)
+    if how.steps and len(course.windows) < LEAST:
+        note(f"{len(course.windows)} windows are too few for blocks to learn alone: left out")
+    elif how.steps:
+        (model, weights), blocks = _by_blocks(
+            run, before, course.windows, how, evaluate, folder, device
+        )
+    student = LanguageStudent(model, weights, mode=mode, vectors=vectors is not None, device=device)
     precision = best_precision("auto", device.type)
     lesson = SlicedLesson(Lesson.parse(learn_from), student.head, head, precision)
     batch = min(course.count, max(1, TOKENS // text.shape[1]) if batch is None else batch)
     steps = Length.parse(length).steps(course.count // batch)
-    with torch.no_grad():
-        original = [teacher(ids[None].to(device))[0] for ids in watched]
     learned = learn(
-        student, _teacher(run, lesson, teacher, head, course, steps * batch), lesson, course,  # type: ignore[arg-type]
+        student, answering(run, lesson.terms, teacher, head, course.windows, steps * batch),
+        lesson, course,  # type: ignore[arg-type]
         length=f"{steps}steps", rate=rate, batch=batch,
-        evaluate=partial(_closeness, watched, original, head), optimizer="adamw", weight_decay=0.0,
+        evaluate=evaluate, optimizer="adamw", weight_decay=0.0,
         group=_group, precision=precision, folder=place, seed=seed,
         every=max(1, steps // 5), name="learn scales",
     )  # fmt: skip
@@ -174,7 +190,29 @@ def _learn(
         "learn_from": str(lesson), "trained": sum(p.numel() for p in student.parameters()),
         "watched_kld_before": -learned.first, "watched_kld_after": -learned.best,
     }  # fmt: skip
+    if blocks is not None:
+        facts |= {"watched_kld_before": blocks["watched_kld_before"], "blocks": blocks}
     run.json(f"{kept.folder}/facts", lambda: facts)
+
+
+def _by_blocks(
+    run: Run, before: Made, text: Tensor, how: Learning, evaluate: Watched, folder: str,
+    device: torch.device,
+) -> tuple[tuple[Model, Mapping[str, Compressed]], dict[str, Any]]:  # fmt: skip
+    """The model and weights after each block has learned, where that is nearer to the original on
+    the watched windows, else as they were; and what metrics.json says of it."""
+    given = before.model, before.weights
+    found = learn_language_blocks(run, *given, text, how, f"{folder}/blocks", device)
+    new = before.model.with_vectors(found.vectors), found.weights
+    was, now = (-evaluate(LanguageModel(*each, device)) for each in (given, new))
+    if now > was:
+        note(f"blocks that learned alone are worse together ({was:.4g} -> {now:.4g}): not taken")
+    facts = {
+        "taken": "yes" if now <= was else "no", "steps": how.steps, "mode": how.mode,
+        "watched_kld_before": was, "watched_kld_after": now,
+        "seconds": sum(row["seconds"] for row in found.errors), "errors": found.errors,
+    }  # fmt: skip
+    return new if now <= was else given, facts
 
 
 def _stored(run: Run, kept: Weights) -> Made:
@@ -183,36 +221,6 @@ def _stored(run: Run, kept: Weights) -> Made:
     return Made(kept.plan, kept, kept.model.with_vectors(vectors), facts)
 
 
-def _teacher(
-    run: Run, lesson: SlicedLesson, teacher: LanguageModel, head: Head, course: TextCourse,
-    seen: int,
-) -> Any:  # fmt: skip
-    """The teacher, or its answers on disk: where `topk` is all that is learned from it, and
-    windows are seen again, so that storing is less work than running."""
-    taught = [term for term in lesson.terms if term.weight and term.loss.taught]
-    if [term.name for term in taught] == ["topk"] and seen > course.count:
-        stored = StoredTeacher(run, course.windows, taught[0].loss.k, len(head.weight))
-        device = head.weight.device
-        return stored.fill(lambda ids: teacher(ids.to(device)), head)
-    return teacher
-
-
 def _group(name: str, parameter: nn.Parameter) -> tuple[float, float]:
     kind = name.removeprefix("student.").replace(".", "/").split("/")[0].split("@")[0]
     return FACTORS.get(kind, 1.0), 0.0
-
-
-@torch.no_grad()
-def _closeness(
-    watched: Tensor, original: list[Tensor], like: Head, student: LanguageStudent
-) -> float:
-    """Minus the mean KL divergence from the original, in nats; in float32."""
-    weight, bias = student.head()
-    head = Head(weight, bias, like.softcap, like.scale)
-    total = 0.0
-    for ids, theirs in zip(watched, original, strict=True):
-        mine = student(ids[None].to(weight.device))[0]
-        found = compare(mine[:-1], head, theirs[:-1], like, ids[1:])
-        assert found.kld is not None
-        total += float(found.kld.mean())
-    return -total / len(watched)

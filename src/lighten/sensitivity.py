@@ -39,12 +39,12 @@ def sensitivities(
     """
     layers = stream.model.layers
     with tempfile.TemporaryFile(prefix="lighten-") as file:
-        inputs = _Inputs(file)
+        inputs = StoredInputs(file)
         for index in stream:
             inputs.put(index, stream.hidden)
             stream.advance(index, stream.load(index))
             tick()
-        above, outer = _head(stream, seed)
+        above, outer = head_gradients(stream, seed)
         tick()
         for index in reversed(range(len(stream))):
             block = stream.load(index)
@@ -57,7 +57,7 @@ def sensitivities(
     yield from _outside(stream, layers, outer, above)
 
 
-class _Inputs:
+class StoredInputs:
     """The hidden states at the input of each block, in a temporary file; one block in memory."""
 
     def __init__(self, file: Any) -> None:
@@ -75,7 +75,7 @@ class _Inputs:
         return torch.from_numpy(data)
 
 
-def _head(stream: Stream, seed: int) -> tuple[Tensor, tuple[Tensor, Stats]]:
+def head_gradients(stream: Stream, seed: int) -> tuple[Tensor, tuple[Tensor, Stats]]:
     """The gradient (windows, length, width) at the last block's output, and the head's own Stats.
 
     Of the tokens' distribution p the head's outputs have F = diag(p) - p pᵀ exactly.

@@ -22,7 +22,7 @@ from lighten.runtimes import llama_cpp
 pytest.importorskip("lightning")
 
 Tiny = Callable[..., Path]
-TOKENS = 128
+TOKENS, BLOCK_STEPS = 128, 4
 KILLED = Path(__file__).parent / "killed_recovery.py"
 ASKED: dict[str, Any] = {"samples": 4, "length": 32, "recover": "6steps"}
 
@@ -33,6 +33,7 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(llama_cpp, "speed", lambda path, **_: llama_cpp.Speed(1.0, 2.0, 3.0, 4))
     monkeypatch.setattr(llama_cpp, "complete", lambda path, *_, **__: f"and {path.name}")
     monkeypatch.setattr(recover_language, "TOKENS", TOKENS)
+    monkeypatch.setattr(recover_language, "BLOCK_STEPS", BLOCK_STEPS)
 
 
 @pytest.fixture(scope="session")
@@ -78,6 +79,11 @@ def test_it_learns_back_in_the_same_bytes_and_once(
     specs = {k: lighten.Spec.parse(v) for k, v in done.plan.specs.items()}
     assert size(done.exported) == exporters[export].nbytes(open_model(tiny(family)), specs)
     assert facts["watched_kld_after"] <= facts["watched_kld_before"]
+    blocks = facts["blocks"]
+    assert [row["block"] for row in blocks["errors"]] == list(open_model(tiny(family)).blocks)
+    assert all(row["after"] <= row["before"] for row in blocks["errors"])
+    worse = blocks["watched_kld_after"] > blocks["watched_kld_before"]
+    assert blocks["taken"] == ("no" if worse else "yes")
     monkeypatch.setattr(recover_language, "learn", None)
     again = ask()
     assert again.metrics == done.metrics
@@ -147,7 +153,7 @@ def test_killed_while_it_learns_it_goes_on_to_the_same_file(
     words = [tiny("llama"), text, out, "step-", "3"]
     child = subprocess.run([sys.executable, KILLED, *map(str, words)], check=False)
     assert child.returncode == -signal.SIGKILL
-    assert [p.name for p in (out / "recover").iterdir()] == ["learning"]
+    assert {p.name for p in (out / "recover").iterdir()} == {"blocks", "learning"}
     assert list((out / "recover" / "learning").glob("step-*.safetensors"))
     again = ask(out)
     assert again.exported.read_bytes() == whole.exported.read_bytes()

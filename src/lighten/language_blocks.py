@@ -1,0 +1,279 @@
+"""Learned scales of a language model block by block: each block's output against the original's.
+
+A block gets the inputs that the compressed model gives it, as learned so far, and is moved towards
+what the original has behind that block, so it also takes back what blocks before it have lost.
+What counts is the cost of the error to the whole model (lighten.block_metric). A quarter of the
+windows is not learned from; a block keeps the state that does best there, the given one included.
+
+In memory: one block with what learns of it, and the hidden states of the windows twice over.
+
+    recover/blocks/fisher-<i>.safetensors      the metric behind block i
+    recover/blocks/<i>.safetensors             what block i learned, and its errors
+
+*Source:* Li et al. 2021 (BRECQ, arXiv 2102.05426), algorithm 1, with a full Fisher matrix per
+block; Chen et al. 2024 (EfficientQAT, arXiv 2407.11062), section 3.2: all parameters of a block,
+with straight-through rounding.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from lighten.block_metric import Metric, fishers
+from lighten.blockwise import held_quarter
+from lighten.calibrate import Stream
+from lighten.language_student import attach
+from lighten.learned_weight import LearnedVector, LearnedWeight, learnable
+from lighten.model import Model
+from lighten.progress import stage
+from lighten.run import Run
+from lighten.solve import Dense
+from lighten.types import Compressed
+
+FACTS = ("before", "after", "seconds")
+"""Of a block: nats per token on held-out windows, and how long it learned."""
+
+CHECKS = 3
+"""Times that a block is judged on held-out windows, beside the state that it begins with."""
+
+LEAST = 4
+"""Windows without which there is none to hold out."""
+
+WINDOWS = 96
+"""That blocks learn from and are judged by, at most."""
+
+FISHER_WINDOWS = 16
+"""That the cost of errors is taken from, at most."""
+
+TOKENS = 1024
+"""In a step."""
+
+RATES = {"row": 1e-3, "vector": 1e-3, "theta": 3e-4, "offset": 1e-2}
+"""Of rows and vectors, of the grid's entries (shares of their magnitude), of codes (steps)."""
+
+
+@dataclass(frozen=True)
+class Learning:
+    """How blocks learn. mode: see LearnedWeight. vectors: norms and biases learn as well."""
+
+    steps: int
+    mode: str = "scales"
+    vectors: bool = True
+    seed: int = 0
+    rate: float = 1.0
+
+    def given(self) -> dict[str, Any]:
+        """What a stored block depends on."""
+        return {
+            "steps": self.steps, "mode": self.mode, "vectors": self.vectors, "seed": self.seed,
+            "rate": self.rate,
+        }  # fmt: skip
+
+
+class BlockWeights(Mapping[str, Compressed]):
+    """Compressed weights, those of blocks that learned as they are stored in the run."""
+
+    def __init__(self, run: Run, folder: str, old: Mapping[str, Compressed], model: Model) -> None:
+        self.run, self.folder, self.old = run, folder, old
+        self.blocks = {la.name: la.block for la in model.layers if la.block is not None}
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.old)
+
+    def __len__(self) -> int:
+        return len(self.old)
+
+    def __getitem__(self, name: str) -> Compressed:
+        weight = self.old[name]
+        parts = self._parts(self.blocks[name], name) if name in self.blocks else {}
+        if not parts:
+            return weight
+        return Compressed(weight.spec, weight.shape, weight.format, parts)
+
+    def _parts(self, block: int, name: str) -> dict[str, Tensor]:
+        from safetensors import safe_open
+
+        found = {}
+        with safe_open(self.run.path(f"{self.folder}/{block}.safetensors"), "pt") as file:
+            for key in file.keys():  # noqa: SIM118  (no mapping)
+                kind, _, rest = key.partition("@")
+                if kind.startswith("part.") and rest == name:
+                    found[kind.removeprefix("part.")] = file.get_tensor(key)
+        return found
+
+
+@dataclass(frozen=True, eq=False)
+class LearnedBlocks:
+    """weights: of the whole model. vectors: norms and biases by name. errors: rows of FACTS."""
+
+    weights: Mapping[str, Compressed]
+    vectors: dict[str, Tensor]
+    errors: list[dict[str, Any]]
+
+
+def learn_language_blocks(
+    run: Run, model: Model, weights: Mapping[str, Compressed], text: Tensor, how: Learning,
+    folder: str, device: torch.device | str = "cpu",
+) -> LearnedBlocks:  # fmt: skip
+    """Every block learned for `how.steps` steps. text: at least LEAST windows (count, length).
+
+    Stored below `folder`; the same call goes on at the block where it stopped, to the same result.
+    """
+    size = min(max(1, TOKENS // text.shape[1]), max(1, len(text) // LEAST))
+    count = min(len(text), WINDOWS) // (LEAST * size) * LEAST * size
+    text = text[:count]
+    _fishers(run, model, text[: min(FISHER_WINDOWS, count)], folder, how.seed, device)
+    outside = [la.name for la in model.layers if la.block is None and la.name in weights]
+    theirs = Stream(model, text, device=device, batch=size)
+    ours = Stream(model, text, weights=Dense(weights, outside), device=device, batch=size)
+    vectors, errors = dict[str, Tensor](), list[dict[str, Any]]()
+    with stage("learn blocks", len(ours), "blocks") as tick:
+        for index in ours:
+            names = [la.name for la in model.layers if la.block == index and la.name in weights]
+            theirs.advance(index, theirs.load(index))
+
+            def learn(index: int = index, names: list[str] = names) -> dict[str, Tensor]:
+                metric = Metric.of(run.tensors(f"{folder}/fisher-{index}", dict)["fisher"])
+                return _learned(ours, index, theirs.hidden, weights, names, metric, how)
+
+            found = run.tensors(f"{folder}/{index}", learn, given=how.given())
+            mine, dense = _vectors(found), dict[str, Tensor]()
+            for name in names:
+                old = weights[name]
+                parts = _parts(found, name)
+                new = Compressed(old.spec, old.shape, old.format, parts) if parts else old
+                dense[name] = new.dense()
+            ours.advance(index, ours.load(index, dense | mine))
+            vectors |= mine
+            facts = {key: float(found[key]) for key in FACTS}
+            errors.append({"block": model.blocks[index], **facts})
+            tick()
+    return LearnedBlocks(BlockWeights(run, folder, weights, model), vectors, errors)
+
+
+def _fishers(
+    run: Run, model: Model, text: Tensor, folder: str, seed: int, device: torch.device | str
+) -> None:
+    """Store F behind every block, unless all are stored."""
+    keys = [f"{folder}/fisher-{i}" for i in range(len(model.blocks))]
+    if all(run.whole(f"{key}.safetensors") for key in keys):
+        return
+    with stage("what errors cost", 2 * len(keys), "blocks") as tick:
+        for index, found in fishers(Stream(model, text, device=device, batch=2), seed, tick):
+            run.tensors(keys[index], lambda found=found: {"fisher": found})  # type: ignore[misc]
+
+
+def _learned(
+    stream: Stream, index: int, target: Tensor, weights: Mapping[str, Compressed],
+    names: list[str], metric: Metric, how: Learning,
+) -> dict[str, Tensor]:  # fmt: skip
+    """What one block learned, as it is stored: parts of weights, vectors, errors."""
+    block = stream.load(index, Dense(weights, names))
+    trained = _attach(stream, index, block, weights, names, how)
+    parameters = [
+        (p, RATES[key.split(".")[0]] * how.rate)
+        for each in trained.values()
+        for key, p in each.named_parameters()
+    ]
+    began = time.monotonic()
+    before, after = _descend(stream, index, block, target, parameters, metric, how)
+    facts = before, after, time.monotonic() - began
+    found = {key: torch.tensor(value) for key, value in zip(FACTS, facts, strict=True)}
+    for name, each in trained.items():
+        if isinstance(each, LearnedWeight):
+            parts = each.freeze().parts
+            found |= {f"part.{key}@{name}": part for key, part in parts.items()}
+        elif isinstance(each, LearnedVector):
+            found[f"vector@{name}"] = each.freeze()
+        path, _, key = name.removeprefix(f"{stream.model.blocks[index]}.").rpartition(".")
+        owner = block.get_submodule(path)
+        parametrize.remove_parametrizations(owner, key)
+    return found
+
+
+def _attach(
+    stream: Stream, index: int, block: nn.Module, weights: Mapping[str, Compressed],
+    names: list[str], how: Learning,
+) -> dict[str, nn.Module]:  # fmt: skip
+    """Parametrize what learns of a block, by its name in the model."""
+    prefix, model = stream.model.blocks[index], stream.model
+    layers = {layer.name: layer for layer in model.layers}
+    trained: dict[str, nn.Module] = {}
+    if how.vectors:
+        for name, p in block.named_parameters():
+            if p.dim() == 1:
+                trained[f"{prefix}.{name}"] = LearnedVector(p)
+    for name in names:
+        weight = weights[name]
+        if learnable(weight):
+            original = model.weight(layers[name]) if how.mode == "all" else None
+            made = LearnedWeight(weight, how.mode, original, layers[name].transposed)
+            trained[name] = made.to(stream.device)
+    for name, each in trained.items():
+        attach(block, name.removeprefix(f"{prefix}."), each)
+    return trained
+
+
+def _descend(
+    stream: Stream, index: int, block: nn.Module, target: Tensor,
+    parameters: list[tuple[nn.Parameter, float]], metric: Metric, how: Learning,
+) -> tuple[float, float]:  # fmt: skip
+    """Move the parameters to the best state seen; the error on held-out windows before, after."""
+    held = held_quarter(len(target))
+    x, y = [stream.hidden[~held], stream.hidden[held]], [target[~held], target[held]]
+
+    def cost(inputs: Tensor, wanted: Tensor) -> Tensor:
+        out = stream.run(index, block, inputs.to(stream.device))
+        return metric(out - wanted.to(out))
+
+    @torch.no_grad()
+    def error() -> float:
+        pairs = zip(*(torch.split(each[1], stream.batch) for each in (x, y)), strict=True)
+        found = [float(cost(a, b)) for a, b in pairs]
+        return sum(found) / len(found)
+
+    first = best = error()
+    if not parameters:
+        return first, best
+    kept = [p.detach().clone() for p, _ in parameters]
+    groups = [{"params": [p], "lr": rate} for p, rate in parameters]
+    adam = torch.optim.Adam(groups, betas=(0.9, 0.99))
+    cosine = torch.optim.lr_scheduler.CosineAnnealingLR(adam, max(how.steps, 1))
+    generator, order = torch.Generator().manual_seed(how.seed + index), list[int]()
+    for step in range(1, how.steps + 1):
+        if len(order) < stream.batch:
+            order = torch.randperm(len(x[0]), generator=generator).tolist()
+        at, order = order[: stream.batch], order[stream.batch :]
+        loss = cost(x[0][at], y[0][at])
+        adam.zero_grad()
+        torch.autograd.backward(loss)
+        adam.step()
+        cosine.step()
+        if step % max(1, how.steps // CHECKS) == 0 or step == how.steps:
+            now = error()
+            if now < best:  # not so where it is NaN
+                best, kept = now, [p.detach().clone() for p, _ in parameters]
+    with torch.no_grad():
+        for (p, _), value in zip(parameters, kept, strict=True):
+            p.copy_(value)
+    return first, best
+
+
+def _parts(found: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
+    ends = f"@{name}"
+    return {
+        key.removesuffix(ends).removeprefix("part."): t
+        for key, t in found.items()
+        if key.startswith("part.") and key.endswith(ends)
+    }
+
+
+def _vectors(found: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {k.removeprefix("vector@"): v for k, v in found.items() if k.startswith("vector@")}

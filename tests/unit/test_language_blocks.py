@@ -1,0 +1,121 @@
+"""Blocks of a language model that learn alone: never worse, the same bytes, resumed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from lighten import language_blocks
+from lighten.block_metric import Metric, fishers
+from lighten.calibrate import Stream
+from lighten.language_blocks import Learning, learn_language_blocks
+from lighten.model import open_model
+from lighten.registry import formats
+from lighten.run import Run
+from lighten.types import Compressed, Spec
+
+Tiny = Callable[..., Path]
+TEXT = torch.arange(8 * 16).view(8, 16) * 7 % 200 + 5
+
+
+def rounded(model: Any, name: str = "q4_0") -> dict[str, Compressed]:
+    """Every layer that the format fits, rounded to nearest."""
+    found = {}
+    for layer in model.layers:
+        w, format = model.weight(layer), formats[name]
+        if format.accepts(layer.shape) is None and layer.kind != "positions":
+            grid = format.fit(w)
+            parts = format.pack(format.encode(w, grid), grid)
+            found[layer.name] = Compressed(Spec(format=name), layer.shape, format, parts)
+    return found
+
+
+def codes(weight: Compressed) -> torch.Tensor:
+    found: torch.Tensor = weight.format.unpack(weight.parts, weight.shape)[0]
+    return found
+
+
+@pytest.mark.parametrize(
+    ("family", "mode"),
+    [("llama", "scales"), ("llama", "all"), ("gpt2", "all"), ("gemma3_text", "all")],
+)
+def test_blocks_learn_in_the_same_bytes(tiny: Tiny, tmp_path: Path, family: str, mode: str) -> None:
+    model = open_model(tiny(family))
+    weights = rounded(model)
+    how = Learning(12, mode, rate=1.0 if mode == "all" else 3.0)
+    with Run.open(tmp_path, {}) as run:
+        found = learn_language_blocks(run, model, weights, TEXT, how, "blocks")
+    assert [row["block"] for row in found.errors] == list(model.blocks)
+    assert all(row["after"] <= row["before"] for row in found.errors)
+    assert any(row["after"] < row["before"] for row in found.errors)
+    assert list(found.weights) == list(weights)
+    changed = [n for n in weights if not found.weights[n].dense().equal(weights[n].dense())]
+    inside = {layer.name for layer in model.layers if layer.block is not None}
+    assert changed
+    assert set(changed) <= inside
+    assert all(found.weights[n].nbytes() == weights[n].nbytes() for n in weights)
+    if mode == "scales":
+        assert all(codes(found.weights[n]).equal(codes(weights[n])) for n in weights)
+    assert found.vectors
+    assert all(found.vectors[n].shape == model.tensors[n].load().shape for n in found.vectors)
+
+
+def test_it_goes_on_at_the_block_where_it_stopped(
+    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = open_model(tiny("llama"))
+    weights, how = rounded(model), Learning(6, "all")
+    learned, seen = language_blocks._learned, list[int]()
+
+    def watched(stream: Any, index: int, *rest: Any) -> Any:
+        seen.append(index)
+        if len(seen) == 2:
+            raise KeyboardInterrupt
+        return learned(stream, index, *rest)
+
+    def ask(folder: str) -> language_blocks.LearnedBlocks:
+        with Run.open(tmp_path / folder, {}) as run:
+            return learn_language_blocks(run, model, weights, TEXT, how, "blocks")
+
+    whole = ask("a")
+    monkeypatch.setattr(language_blocks, "_learned", watched)
+    with pytest.raises(KeyboardInterrupt):
+        ask("b")
+    again = ask("b")
+    assert seen == [0, 1, *range(1, len(model.blocks))]
+    assert all(again.weights[n].dense().equal(whole.weights[n].dense()) for n in weights)
+    assert all(again.vectors[n].equal(whole.vectors[n]) for n in whole.vectors)
+    ask("b")
+    assert len(seen) == 1 + len(model.blocks)
+
+
+def test_a_block_that_only_gets_worse_is_left_as_it_was(tiny: Tiny, tmp_path: Path) -> None:
+    model = open_model(tiny("llama"))
+    weights = rounded(model)
+    with Run.open(tmp_path, {}) as run:
+        how = Learning(6, "scales", rate=1e4)
+        found = learn_language_blocks(run, model, weights, TEXT, how, "blocks")
+    assert all(row["after"] == row["before"] for row in found.errors)
+    assert all(found.weights[n].dense().equal(weights[n].dense()) for n in weights)
+    assert all(v.equal(model.tensors[n].load().float()) for n, v in found.vectors.items())
+
+
+def test_the_metric_is_the_fisher_form() -> None:
+    g = torch.randn(400, 6, generator=torch.Generator().manual_seed(0)) * torch.arange(1.0, 7)
+    fisher, e = g.T @ g / len(g), torch.randn(5, 3, 6)
+    exact = torch.einsum("bti,ij,btj->bt", e, fisher, e).mean() / 2
+    assert 1 <= float(Metric.of(fisher)(e) / exact) < 1.1
+    assert float(Metric.of(fisher)(torch.zeros(2, 6))) == 0
+
+
+def test_fishers_come_from_the_last_block_to_the_first(tiny: Tiny) -> None:
+    model = open_model(tiny("llama"))
+    found = list(fishers(Stream(model, TEXT[:4], batch=2)))
+    assert [index for index, _ in found] == list(reversed(range(len(model.blocks))))
+    for _, f in found:
+        assert torch.allclose(f, f.T, atol=1e-6)
+        assert float(f.diagonal().min()) > 0
