@@ -380,3 +380,33 @@ def test_the_missing_package_is_named_at_once(
     with pytest.raises(MissingPackage, match="lightning"):
         compress(tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "optimizer", "rate"),
+    [
+        ({"length": "2steps"}, "sgd", 0.05),
+        ({"length": "300steps"}, "muon", 0.003),
+        ({"length": "300steps", "rate": 0.01}, "sgd", 0.01),
+        ({"length": "2steps", "optimizer": "muon"}, "muon", 0.003),
+        ({"length": "300steps", "strategy": "fsdp"}, "sgd", 0.05),
+    ],
+)
+def test_long_recoveries_are_made_by_muon(
+    teacher: Network, small: Network, monkeypatch: pytest.MonkeyPatch,
+    options: dict[str, Any], optimizer: str, rate: float,
+) -> None:  # fmt: skip
+    """Only what is asked of the loop: it is stopped before it begins."""
+    asked: dict[str, Any] = {}
+
+    class Stopped(Exception):
+        pass
+
+    def stop(*_: Any, **options: Any) -> None:
+        asked.update(options)
+        raise Stopped
+
+    monkeypatch.setattr(sys.modules["lighten.recover"], "learn", stop)
+    with pytest.raises(Stopped):
+        recover(small, teacher, training_data(X, tested=True), batch=24, **(CPU | options))
+    assert (asked["optimizer"], asked["rate"]) == (optimizer, rate)
