@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from network_tables import Table, fine, read
 
@@ -41,6 +42,55 @@ def student(folder: Path) -> tuple[str, Table] | None:
     text = f"{found['student']}, taught by {found['teacher']}, {found['epochs']} epochs."
     head = ("lesson", "seeds", "accuracy", "deviation", "over labels", "seed by seed")
     return text, (head, rows, (0, 5))
+
+
+def recovery_memory(folder: Path) -> tuple[str, Table] | None:
+    """Memory at rest and at its highest, with gradient checkpoints and without."""
+    found = read(folder, "recovery_memory")
+    if not found:
+        return None
+    plain = {r["mode"]: r for r in found["rows"] if not r["checkpoints"]}
+    rows = [
+        (r["mode"], "yes" if r["checkpoints"] else "no", f"{r['trained'] / 1e6:.1f}",
+         _gb(r["rest_bytes"]), _gb(r["peak_bytes"]), _gb(r["peak_bytes"] - r["rest_bytes"]),
+         f"{_more(r) / _more(plain[r['mode']]):.2f}", f"{r['processor_seconds_per_step']:.0f}")
+        for r in found["rows"]
+    ]  # fmt: skip
+    text = (
+        f"{found['model']}, `{found['format']}`; {found['steps']} steps of {found['tokens']:,}"
+        f" tokens in windows of {found['window']}, one thread, torch {found['torch']}."
+    )
+    head = ("what learns", "checkpoints", "M numbers trained", "GB at rest", "GB at most",
+            "GB more", "÷ without", "processor s a step")  # fmt: skip
+    return text, (head, rows, (0, 1))
+
+
+def _more(row: dict[str, Any]) -> float:
+    more: float = row["peak_bytes"] - row["rest_bytes"]
+    return more
+
+
+def _gb(value: float) -> str:
+    return f"{value / 1e9:.2f}"
+
+
+def learned_scales(folder: Path) -> tuple[str, Table] | None:
+    """Divergence in llama.cpp before and after learning, at the same bytes."""
+    found = read(folder, "learned_scales")
+    if not found:
+        return None
+    plain = {r["size"]: r for r in found if r["recipe"] == "none"}
+    rows = [
+        (f"{r['bytes'] / 1e6:.2f}", r["recipe"], str(r.get("block_steps", "")),
+         str(r.get("steps", "")), f"{r['kld_mean']:.4f} ± {r['kld_mean_err']:.4f}",
+         f"{100 * (r['kld_mean'] / plain[r['size']]['kld_mean'] - 1):+.1f} %",
+         f"{r['ppl']:.2f}", f"{100 * r['top1']:.1f} %", str(r.get("minutes", "")))
+        for r in found
+    ]  # fmt: skip
+    text = "`none`: what learning begins with."
+    head = ("MB", "what learned", "steps a block", "steps together", "KLD", "change", "perplexity",
+            "top-1", "minutes of learning")  # fmt: skip
+    return text, (head, rows, (1,))
 
 
 def _points(value: float | None, sign: str) -> str:
