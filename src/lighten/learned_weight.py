@@ -6,7 +6,8 @@ with is always what can be stored: rounded by the format, with the gradient pass
     value = settle(start * (1 + row) + unit * theta)
 
 row: one number for an output, on the factors that its whole row is multiplied by. theta: one for
-each entry. unit: (out, 1, ...), the mean magnitude of the row's entries, so that rates are shares.
+each entry. unit: (out, 1, ...), the mean magnitude of the row's entries, so that rates are shares;
+WHOLE where they are whole numbers.
 Few numbers learn well from little text, many do not, so row has the larger rate.
 
 With mode "all" the codes move too: a latent weight lies inside the cell of its code, leaning to
@@ -28,6 +29,10 @@ from lighten.errors import WrongUse
 from lighten.types import Compressed, Grid
 
 MODES = ("scales", "all")
+WHOLE = 100.0
+"""The unit of entries that are whole numbers (sub-scales, zero points): they are stored otherwise
+only once half of 1 is reached, which shares of their magnitude never do at the rates of scales."""
+
 LEAN = 0.45
 """How far a latent weight may begin from its code's level towards the original, in steps; beyond
 0.5 the nearest code would be another one."""
@@ -62,6 +67,8 @@ class LearnedWeight(nn.Module):
         self.factors = {"d", "dmin"} if "d" in grid else {"scale", "min"}
         for name, g in grid.items():
             unit = g.abs().mean(tuple(range(1, g.dim())), keepdim=True)
+            if name not in self.factors and ("d" in grid or name == "zero"):
+                unit = torch.full_like(unit, WHOLE)
             self.register_buffer(f"start_{name}", g, persistent=False)
             self.register_buffer(f"unit_{name}", unit, persistent=False)
         if mode == "all":

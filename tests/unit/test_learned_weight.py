@@ -58,8 +58,8 @@ def test_gradients_are_those_of_the_grid(name: str) -> None:
         moved[part] = grid[part].clone()
         moved[part][0] += 1.0
         change = before.format.decode(codes, moved) - before.format.decode(codes, grid)
-        unit = grid[part].abs().mean(tuple(range(1, grid[part].dim())))
-        expected = (change * side)[0].sum() * unit[0]
+        unit = getattr(learned, f"unit_{part}")
+        expected = (change * side)[0].sum() * unit[0].flatten()[0]
         assert torch.allclose(theta.grad[0].sum(), expected, rtol=1e-3, atol=1e-3)
 
 
@@ -74,6 +74,22 @@ def test_it_learns_a_better_grid_in_the_same_bytes() -> None:
         optimizer.step()
     now, then = ((x.dense() - target).square().sum() for x in (learned.freeze(), before))
     assert now < 0.5 * then
+
+
+@pytest.mark.parametrize("name", ["q4_k", "q6_k", "iq4_xs"])
+def test_sub_scales_move_at_the_rate_of_scales(name: str) -> None:
+    before, w = compressed(name)
+    codes, grid = before.format.unpack(before.parts, before.shape)
+    grid["scale"] = (grid["scale"] - 2.0 * (grid["scale"] > 3)).contiguous()
+    low = Compressed(before.spec, before.shape, before.format, before.format.pack(codes, grid))
+    learned = LearnedWeight(low)
+    optimizer = torch.optim.Adam(learned.theta.values(), lr=3e-4)
+    for _ in range(60):
+        optimizer.zero_grad()
+        (learned(torch.empty(0)) - w).square().sum().backward()
+        optimizer.step()
+    _, now = low.format.unpack(learned.freeze().parts, low.shape)
+    assert float((now["scale"] != grid["scale"]).float().mean()) > 0.2
 
 
 def test_what_cannot_learn() -> None:
