@@ -148,7 +148,6 @@ def pages(folder: Path = HERE) -> dict[Path, str]:
             "efficientnet_int8": network(network_tables.efficientnet(folder)),
             "learned_rounding": network(network_tables.learned_rounding(folder)),
             "learned_scales": network(learning_tables.learned_scales(folder)),
-            "learned_scales": network(learning_tables.learned_scales(folder)),
             "recovery": network(learning_tables.recovery(folder)),
             "recovery_memory": network(learning_tables.recovery_memory(folder)),
             "student": network(learning_tables.student(folder)),
