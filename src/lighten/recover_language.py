@@ -52,7 +52,7 @@ BLOCK_STEPS, BLOCK_MODE = 48, "all"
 RATE = 1e-3
 """Of norms and of what whole rows are multiplied by, in shares of their magnitude."""
 
-FACTORS = {"row": 1.0, "vector": 1.0, "theta": 0.3, "offset": 10.0}
+FACTORS = {"row": 1.0, "vector": 1.0, "theta": 0.03, "offset": 10.0}
 """What a rate is multiplied by: rows, norms, the grid's entries, codes (in steps of the grid)."""
 
 
