@@ -16,17 +16,19 @@ def recovery(folder: Path) -> tuple[str, Table] | None:
     rows = [
         (r["network"], f"{r['factor']:.2f}", fine(r["original"]), fine(r["pruned"]),
          fine(r["recovered"]), fine(r["float_onnxruntime"]), fine(r["int8_onnxruntime"]),
-         f"{r['int8_bytes'] / 1e3:,.0f}", r["length"], f"{r['rate']:g}", f"{r['minutes']:.0f}")
+         f"{r['int8_bytes'] / 1e3:,.0f}", f"`{r['learn_from']}`", r["optimizer"], r["length"],
+         f"{r['rate']:g}", f"{r['minutes']:.0f}")
         for r in found
     ]  # fmt: skip
     first = found[0]
     text = (
         f"{first['test_images']:,} test images, {first['examples']:,} training images learned from;"
-        f" learned from `{first['learn_from']}`, moving average {first['average']}."
+        f" moving average {first['average']}."
     )
     head = ("network", "MACs ÷", "original", "pruned", "recovered", "float in onnxruntime",
-            "int8 there", "its kB", "length", "rate", "minutes of recovery")  # fmt: skip
-    return text, (head, rows, (0, 8))
+            "int8 there", "its kB", "learned from", "by", "length", "rate",
+            "minutes of recovery")  # fmt: skip
+    return text, (head, rows, (0, 8, 9, 10))
 
 
 def student(folder: Path) -> tuple[str, Table] | None:

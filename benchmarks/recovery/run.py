@@ -5,7 +5,7 @@
 
 The original teaches, on 49,000 training images; 1,000 others choose the best state. What is asked
 of the result is measured on all test images. --folder keeps checkpoints: the same line goes on
-where it was stopped. Rows are added to result.json, one a network.
+where it was stopped. Rows are added to result.json, one a network and recipe.
 """
 
 from __future__ import annotations
@@ -31,6 +31,8 @@ sys.path.insert(0, str(HERE.parent))
 from cifar import NORM, TRAINING, right, trained  # noqa: E402
 
 CALIBRATION = 2048
+RECIPE = ("network", "optimizer", "rate", "length", "learn_from")
+"""What makes a row of its own."""
 
 
 def main() -> None:
@@ -42,8 +44,8 @@ def main() -> None:
     parser.add_argument("--factor", type=float, required=True, help="MACs are divided by it")
     parser.add_argument("--length", default="10epochs")
     parser.add_argument("--learn-from", default="logits:1:temperature=4")
-    parser.add_argument("--optimizer", default="muon")
-    parser.add_argument("--rate", type=float, help="else the optimizer's usual one")
+    parser.add_argument("--optimizer", default="sgd")
+    parser.add_argument("--rate", type=float, default=0.02)
     parser.add_argument("--average", type=float, default=0.999)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
@@ -84,7 +86,7 @@ def _row(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
         **row, "recovered": right(small.module, test),
         **{f"{name}_onnxruntime": right(_session(path), test) for name, path in files.items()},
         **{f"{name}_bytes": path.stat().st_size for name, path in files.items()},
-        "test_images": test.count, **found.metrics, "optimizer": args.optimizer,
+        "test_images": test.count, **found.metrics,
         "average": args.average, "seed": args.seed, "threads": args.threads,
         "torch": torch.__version__.split("+")[0],
     }  # fmt: skip
@@ -98,7 +100,8 @@ def _session(path: Path) -> Callable[[Tensor], Tensor]:
 def _add(row: dict[str, Any]) -> None:
     path = HERE / "result.json"
     rows = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
-    rows = [old for old in rows if old["network"] != row["network"]] + [row]
+    rows = [old for old in rows if any(old[key] != row[key] for key in RECIPE)] + [row]
+    rows.sort(key=lambda row: [str(row[key]) for key in RECIPE])
     path.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
     print(json.dumps(row), flush=True)
 

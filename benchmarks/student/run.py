@@ -109,8 +109,8 @@ def main() -> None:
     judge = Judge(teacher, TrainingData(
         ImageCourse(held), held.tensor(), held.labels(), str(args.train), ""
     ))  # fmt: skip
-    for seed in range(args.seeds):
-        for lesson in LESSONS:
+    for lesson in LESSONS:
+        for seed in range(args.seeds):
             if any(r["lesson"] == lesson and r["seed"] == seed for r in facts["runs"]):
                 continue
             facts["runs"].append(_run(lesson, seed, views, judge, test))

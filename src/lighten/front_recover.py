@@ -28,7 +28,7 @@ def recover(
     rate: float | None = None,
     batch: int = BATCH,
     augment: str = "auto",
-    optimizer: str | None = None,
+    optimizer: str = "sgd",
     masks: Mapping[str, Tensor] | None = None,
     patience: int | None = None,
     average: float | None = None,

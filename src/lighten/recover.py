@@ -14,7 +14,6 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from lighten.devices import FSDP
 from lighten.errors import BadInput, WrongUse
 from lighten.graph_norms import has_norms, learning_norms
 from lighten.learn import Learned, learn
@@ -34,10 +33,6 @@ FEWEST = 8
 
 RATE = {"sgd": 0.05, "adamw": 1e-3, "muon": 3e-3}
 """Optimizer -> the rate where none is given."""
-
-LONG = 300
-"""Steps from which on Muon is the usual optimizer. A step of it moves a weight by a small share of
-its length, so short recoveries get further by SGD (measured: docs/guides/recovery.md)."""
 
 CLIP = 5.0
 
@@ -77,7 +72,7 @@ def recover(
     learn_from: str | Lesson = "logits:1",
     rate: float | None = None,
     batch: int = BATCH,
-    optimizer: str | None = None,
+    optimizer: str = "sgd",
     masks: Mapping[str, Tensor] | None = None,
     patience: int | None = None,
     average: float | None = None,
@@ -102,8 +97,7 @@ def recover(
     data is there to compare on, give it as the held-out part, or compare both on it and say
     keep_given=False: then the best trained state is taken, whether or not it is better.
 
-    optimizer: None: "sgd" where a rate is given, for fewer than LONG steps and spread over devices,
-    else "muon". rate: None: the optimizer's usual one, RATE.
+    optimizer: "sgd", "adamw" or "muon". rate: None: its usual one, RATE.
 
     For all else see lighten.learn.learn. `network` is not changed. Raises UserError.
     """
@@ -121,9 +115,6 @@ def recover(
             f"a batch of {batch // accumulate} examples is too small: the network has batch norms",
             f"at least {FEWEST} in each part of a batch: more data, or a larger batch",
         )
-    if optimizer is None:
-        steps = Length.parse(length).steps(data.course.count // batch)
-        optimizer = "muon" if rate is None and steps >= LONG and strategy != FSDP else "sgd"
     value = RATE.get(optimizer, 0.0) if rate is None else rate
     trained = [p for p in module.parameters() if p.is_floating_point()]
     for parameter in trained:
