@@ -49,10 +49,10 @@ FOLDER, TAKEN = "recover", "recover/taken"
 BLOCK_STEPS, BLOCK_MODE = 48, "all"
 """Of each block before all learn together, and what learns there (see LearnedWeight)."""
 
-RATE = 1e-3
+RATE = 3e-4
 """Of norms and of what whole rows are multiplied by, in shares of their magnitude."""
 
-FACTORS = {"row": 1.0, "vector": 1.0, "theta": 0.03, "offset": 10.0}
+FACTORS = {"row": 1.0, "vector": 1.0, "theta": 0.1, "offset": 30.0}
 """What a rate is multiplied by: rows, norms, the grid's entries, codes (in steps of the grid)."""
 
 
