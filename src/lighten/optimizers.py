@@ -21,10 +21,24 @@ MOMENTUM = 0.9
 DECAY = {"sgd": 5e-4, "adamw": 1e-2, "muon": 0.0}
 """Optimizer -> its usual weight decay."""
 
+RATE = {"sgd": 0.05, "adamw": 1e-3, "muon": 3e-3}
+"""Optimizer -> its usual rate, of networks that were trained before."""
+
 
 def grouped(name: str, parameter: nn.Parameter) -> tuple[float, float]:
     """Weights decay; vectors and scalars (norms, biases, scales) do not."""
     return 1.0, 1.0 if parameter.ndim > 1 else 0.0
+
+
+def usual_rate(kind: str) -> float:
+    """RATE; raises WrongUse for an unknown kind."""
+    _known(kind)
+    return RATE[kind]
+
+
+def _known(kind: str) -> None:
+    if kind not in DECAY:
+        raise WrongUse(f"optimizer `{kind}` is not known", f"known: {', '.join(DECAY)}")
 
 
 def make_optimizer(
@@ -37,8 +51,7 @@ def make_optimizer(
 
     Raises WrongUse for an unknown kind and where there is nothing to train.
     """
-    if kind not in DECAY:
-        raise WrongUse(f"optimizer `{kind}` is not known", f"known: {', '.join(DECAY)}")
+    _known(kind)
     decay = DECAY[kind] if decay is None else decay
     # shares (FSDP) and whole parameters apart: fused steps take one kind at a time
     groups: dict[tuple[float, float, type], list[nn.Parameter]] = {}

@@ -21,6 +21,7 @@ from lighten.length import Length
 from lighten.lesson import Lesson
 from lighten.network import Network
 from lighten.network_quality import measure_network, outputs
+from lighten.optimizers import usual_rate
 from lighten.progress import note
 from lighten.registry import transforms
 from lighten.samples import Samples
@@ -30,9 +31,6 @@ from lighten.weight_masks import WeightMasks
 BATCH = 128
 FEWEST = 8
 """Examples in a batch that statistics of a batch norm can be taken from at least."""
-
-RATE = {"sgd": 0.05, "adamw": 1e-3, "muon": 3e-3}
-"""Optimizer -> the rate where none is given."""
 
 CLIP = 5.0
 
@@ -97,7 +95,7 @@ def recover(
     data is there to compare on, give it as the held-out part, or compare both on it and say
     keep_given=False: then the best trained state is taken, whether or not it is better.
 
-    optimizer: "sgd", "adamw" or "muon". rate: None: its usual one, RATE.
+    optimizer: "sgd", "adamw" or "muon". rate: None: its usual one, see lighten.optimizers.
 
     For all else see lighten.learn.learn. `network` is not changed. Raises UserError.
     """
@@ -115,7 +113,7 @@ def recover(
             f"a batch of {batch // accumulate} examples is too small: the network has batch norms",
             f"at least {FEWEST} in each part of a batch: more data, or a larger batch",
         )
-    value = RATE.get(optimizer, 0.0) if rate is None else rate
+    value = usual_rate(optimizer) if rate is None else rate
     trained = [p for p in module.parameters() if p.is_floating_point()]
     for parameter in trained:
         parameter.requires_grad_(True)

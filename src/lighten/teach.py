@@ -16,7 +16,8 @@ from lighten.learn import Learned, learn
 from lighten.length import Length
 from lighten.lesson import Lesson
 from lighten.network import Network
-from lighten.recover import BATCH, CLIP, FEWEST, RATE, teaching
+from lighten.optimizers import usual_rate
+from lighten.recover import BATCH, CLIP, FEWEST, teaching
 from lighten.showing import Showing
 from lighten.training_data import TrainingData
 
@@ -39,7 +40,7 @@ class Hyperparameters:
 
     @property
     def rate_used(self) -> float:
-        return RATE.get(self.optimizer, 0.0) if self.rate is None else self.rate
+        return usual_rate(self.optimizer) if self.rate is None else self.rate
 
 
 def teach(

@@ -138,6 +138,7 @@ BAD = torch.where(torch.arange(160) == 7, 5, Y)
         (deep(), X, {"learn_from": "labels"}, WrongUse, "needs labels"),
         (deep(), Cut(), {}, BadInput, "ended after 4 batches, it said it had 9"),
         (deep(), X, {"rate": 1e30, "optimizer": "adamw"}, BadOutput, "step"),
+        (deep(), X, {"optimizer": "sdg"}, WrongUse, "optimizer `sdg` is not known"),
         (Plain(), X, {"tune": 3, "learn_from": "hidden"}, WrongUse, "nothing to tune"),
         ("most depth", X, {}, WrongUse, "`most` is no share"),
         ("nothing", X, {}, WrongUse, "no student"),

@@ -169,6 +169,7 @@ def test_other_text_is_measured_on(tiny: Tiny, text: Path, tmp_path: Path) -> No
         ("half depth", {"window": 256}, WrongUse, "takes no more than 128"),
         ("half depth", {"rate": 1e30}, BadOutput, "step"),
         ("half depth", {"rate": 0.0}, WrongUse, "rate"),
+        ("half depth", {"optimizer": "sdg"}, WrongUse, "optimizer `sdg` is not known"),
         ("half depth", {"export": "onnx"}, WrongUse, "cannot hold"),
         ("half depth", {"augment": "flip"}, WrongUse, "augment is for networks"),
         ("half depth", {"tune": 2, "learn_from": "labels"}, WrongUse, "nothing to tune"),
