@@ -17,7 +17,15 @@ import typer
 
 from lighten import distill_options as options
 from lighten.errors import UserError
-from lighten.learning_options import Augment, Learn, LearnCodes, LearnFrom, Rate, Recover
+from lighten.learning_options import (
+    Augment,
+    Learn,
+    LearnCodes,
+    LearnFrom,
+    Mirrored,
+    Rate,
+    Recover,
+)
 from lighten.options import (
     AsJson,
     Crop,
@@ -94,6 +102,7 @@ def compress(
     learn_from: LearnFrom = None,
     rate: Rate = None,
     augment: Augment = None,
+    mirrored: Mirrored = None,
     learn: Learn = None,
     learn_codes: LearnCodes = None,
     out: Annotated[
@@ -127,6 +136,7 @@ def compress(
         learn_from=learn_from,
         rate=rate,
         augment=augment,
+        mirrored=mirrored,
         learn=learn,
         learn_codes=learn_codes,
         out=out,
@@ -149,6 +159,7 @@ def distill(
     temperature: options.Temperature = None,
     tune: options.Trials = None,
     augment: options.Augment = None,
+    mirrored: Mirrored = None,
     rate: options.Rate = None,
     batch: options.Batch = None,
     accumulate: options.Accumulate = 1,
@@ -174,6 +185,7 @@ def distill(
     result = distill(
         teacher, student, data, length=length, learn_from=learn_from, temperature=temperature,
         tune=tune, test=test, export=export, augment=augment, rate=rate, batch=batch,
+        mirrored=mirrored,
         accumulate=accumulate, optimizer=optimizer, patience=patience, multiple=multiple,
         teacher_weights=teacher_weights, student_weights=student_weights, size=size, mean=mean,
         std=std, crop=crop, samples=samples, window=window, out=out, seed=seed,

@@ -12,9 +12,12 @@ from torch import Tensor
 from lighten.errors import BadInput, WrongUse
 from lighten.images import Images, normalised
 
-AUGMENTATIONS = ("none", "flip", "crop+flip")
+AUGMENTATIONS = ("none", "flip", "crop+flip", "crop+flip+cutmix")
 PAD = 4
 """Pixels that an image is padded by on each side before it is cut out again."""
+
+MIXED = 0.5
+"""Share of the batches whose images get a part of another one, where they do at all."""
 
 
 class Course(Protocol):
@@ -35,8 +38,9 @@ class ImageCourse:
     inputs: a tensor, uint8 (divided by 255, then normalised by mean and std when it is read) or
     floats as the network takes them; or lighten.images.Images, whose pixels are decoded when they
     are asked for and stay in memory as uint8 up to 512 MB. rows: which of them, in this order.
-    augment: "crop+flip" (padded by 4 zeros, cut out at random, mirrored or not), "flip", "none";
-    done before normalising. Raises WrongUse, BadInput.
+    augment: "crop+flip" (padded by 4 zeros, cut out at random, mirrored or not), "flip", "none",
+    "crop+flip+cutmix" (in half of the batches each image gets a rectangle of another; such
+    examples have no labels); done before normalising. Raises WrongUse, BadInput.
     """
 
     def __init__(
@@ -74,25 +78,67 @@ class ImageCourse:
     def count(self) -> int:
         return len(self.rows)
 
+    @property
+    def mirrored(self) -> bool:
+        """Whether images are mirrored at random: an image and its mirror image then mean the
+        same."""
+        return "flip" in self.augment
+
+    def check(self, needs: frozenset[str]) -> None:
+        """Raises WrongUse for a lesson that needs labels where examples have none."""
+        if "labels" not in needs:
+            return
+        if self.labels is None:
+            raise WrongUse("the lesson needs labels, the data has none", "learn from `logits`")
+        if "cutmix" in self.augment:
+            raise WrongUse(
+                f"the lesson needs labels, and `{self.augment}` mixes images of different ones",
+                'learn from `logits`, or augment by "crop+flip"',
+            )
+
     def batch(self, indices: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor | None]:
         rows = self.rows[indices]
         x = augmented(self._read(rows), self.augment, generator)
-        labels = None if self.labels is None else self.labels[rows]
+        labels = None if self.labels is None or "cutmix" in self.augment else self.labels[rows]
         raw = x.dtype == torch.uint8 or (self.mean, self.std) != ((0.0,), (1.0,))
         return normalised(x, self.mean, self.std) if raw else x, labels
 
 
 def augmented(x: Tensor, how: str, generator: torch.Generator) -> Tensor:
-    """x (n, channels, h, w), each image moved by up to PAD pixels and mirrored, as `how` says."""
+    """x (n, channels, h, w), images moved by up to PAD pixels, mirrored, mixed, as `how` says."""
     if how == "none":
         return x
     n, _, h, w = x.shape
     rows, columns = torch.arange(h).expand(n, h), torch.arange(w).expand(n, w)
-    if how == "crop+flip":
+    if "crop" in how:
         x = F.pad(x, [PAD] * 4)
         moved = torch.randint(2 * PAD + 1, (2, n, 1), generator=generator)
         rows, columns = rows + moved[0], columns + moved[1]
     mirrored = torch.rand(n, 1, generator=generator) < 0.5
     columns = torch.where(mirrored, columns.flip(1), columns)
     each = torch.arange(n)[:, None, None]
-    return x[each, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+    x = x[each, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+    if "cutmix" in how and float(torch.rand((), generator=generator)) < MIXED:
+        x = cutmix(x, generator)
+    return x
+
+
+def cutmix(x: Tensor, generator: torch.Generator) -> Tensor:
+    """x (n, channels, h, w), in each image a rectangle of another; its share is even in [0, 1].
+
+    What a network says of such an image no label tells, but the teacher does.
+
+    *Source:* Yun et al. 2019, "CutMix" (arXiv 1905.04899), equations 1 and 2, a rectangle and a
+    partner for each image; for distillation: Beyer et al. 2022 (arXiv 2106.05237), section 3.
+    """
+    n, _, h, w = x.shape
+    other = torch.randperm(n, generator=generator)
+    side = torch.rand(n, 1, generator=generator).sqrt()  # of the rectangle, over the image's
+
+    def inside(size: int) -> Tensor:
+        """(n, size): which rows or columns the rectangle has, cut off at the image's edge."""
+        middle = size * torch.rand(n, 1, generator=generator)
+        return (torch.arange(size) + 0.5 - middle).abs() < size * side / 2
+
+    within = inside(h)[:, None, :, None] & inside(w)[:, None, None, :]
+    return torch.where(within, x[other], x)

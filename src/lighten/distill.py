@@ -99,6 +99,7 @@ def distill(
     optimizer: str | None = None,
     patience: int | None = None,
     average: float | None = None,
+    mirrored: bool | None = None,
     accumulate: int = 1,
     multiple: int = 1,
     teacher_weights: str | Path | None = None,
@@ -125,9 +126,11 @@ def distill(
     docs/concepts/losses.md; temperature: of its losses that do not say their own. tune: so many
     short trials choose temperature and weights. evaluate: called with the network, returns what
     counts, higher is better. export: "onnx" beside the weights. augment: "crop+flip" (for images,
-    without a word), "flip", "none". samples: inputs that a student is made from the teacher on.
-    multiple: channel counts of such a student are multiples of it. For rate, batch, optimizer
-    ("sgd", "adamw", "muon") and what follows see lighten.learn.
+    without a word), "crop+flip+cutmix", "flip", "none". mirrored: the teacher answers with the mean
+    over an image and its mirror image (None: where that makes sense, see lighten.mirrored).
+    samples: inputs that a student is made from the teacher on. multiple: channel counts of such a
+    student are multiples of it. For rate, batch, optimizer ("sgd", "adamw", "muon") and what
+    follows see lighten.learn.
 
     Or both are language models: a Hugging Face folder, a hub id or a .gguf file. student: another
     with the same vocabulary; or "half depth", "8 layers", "half width" (of the feed-forward parts)
@@ -143,14 +146,15 @@ def distill(
     text = not is_network(teacher)
     how = Hyperparameters(
         rate, BATCH if batch is None else batch, optimizer or ("adamw" if text else "sgd"),
-        patience, average, accumulate=accumulate, precision=precision, accelerator=accelerator,
-        devices=devices, seed=seed,
+        patience, average, mirrored, accumulate=accumulate, precision=precision,
+        accelerator=accelerator, devices=devices, seed=seed,
     )  # fmt: skip
     if text:
         _only_networks(teacher, {
             "example_inputs": example_inputs, "evaluate": evaluate, "augment": augment,
-            "teacher_weights": teacher_weights, "student_weights": student_weights, "size": size,
-            "mean": mean, "std": std, "crop": crop, "devices": None if devices == 1 else devices,
+            "mirrored": mirrored, "teacher_weights": teacher_weights,
+            "student_weights": student_weights, "size": size, "mean": mean, "std": std,
+            "crop": crop, "devices": None if devices == 1 else devices,
         })  # fmt: skip
         return distill_language(
             teacher, student, data, length=length, learn_from=learn_from, temperature=temperature,

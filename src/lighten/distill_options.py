@@ -37,7 +37,10 @@ Trials = Annotated[
     int | None, typer.Option(min=1, help="So many short trials choose temperature and weights.")
 ]
 Augment = Annotated[
-    str | None, typer.Option(help='"crop+flip" (for images, without a word), "flip", "none".')
+    str | None,
+    typer.Option(
+        help='"crop+flip" (for images, without a word), "crop+flip+cutmix", "flip", "none".'
+    ),
 ]
 Rate = Annotated[float | None, typer.Option(help="Highest learning rate.")]
 Batch = Annotated[

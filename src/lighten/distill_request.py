@@ -143,8 +143,7 @@ def read(
         parts[0], calibration=samples, tested=test is not None, seed=how.seed,
         augment=augment or "auto", source=source,
     )  # fmt: skip
-    if "labels" in lesson.needs and found.course.labels is None:
-        raise WrongUse(f"`{lesson}` needs labels, the data has none", "learn from `logits`")
+    found.course.check(lesson.needs)
     if found.labels is not None and not bool((found.labels != IGNORED).any()):
         found = replace(found, labels=None)
     wanted = {

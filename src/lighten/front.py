@@ -48,6 +48,7 @@ def compress(
     learn_from: str | None = None,
     rate: float | None = None,
     augment: str | None = None,
+    mirrored: bool | None = None,
     learn: str | None = None,
     learn_codes: bool | None = None,
     out: str | Path | None = None,
@@ -69,10 +70,10 @@ def compress(
     callable on batches), returns what counts, higher is better. export: "onnx" or "checkpoint" of
     networks, "gguf" and others of language models. quantize, sparsity: see
     lighten.compress_network. recover: "10epochs" or "500steps" of learning what was lost back from
-    the model as it came; learn_from: the lesson, "logits:1" where none is given. rate, augment: of
-    networks, see lighten.recover. learn: of networks, "100steps" in which the scales of their
-    integers learn from the model as it came (learn_codes: the codes too); with recover as many
-    steps, but no more than 100, unless this says "none".
+    the model as it came; learn_from: the lesson, "logits:1" where none is given. rate, augment,
+    mirrored: of networks, see lighten.recover. learn: of networks, "100steps" in which the scales
+    of their integers learn from the model as it came (learn_codes: the codes too); with recover as
+    many steps, but no more than 100, unless this says "none".
 
     also: of networks, another exporter whose file is written too, and named by the result.
 
@@ -80,11 +81,11 @@ def compress(
     """
     asked = dict(locals())
     check_learning(recover, learn, rate=rate, learn_codes=learn_codes, learn_from=learn_from,
-                   augment=augment)  # fmt: skip
+                   augment=augment, mirrored=mirrored)  # fmt: skip
     if not is_network(model):
         for name, value in {
             "example_inputs": example_inputs, "evaluate": evaluate, "quantize": quantize,
-            "rate": rate, "augment": augment,
+            "rate": rate, "augment": augment, "mirrored": mirrored,
             "weights": weights, "size": size, "mean": mean, "std": std, "test": test,
             "multiple": multiple, "crop": crop, "sparsity": sparsity, "also": also,
             "learn": learn, "learn_codes": learn_codes,
@@ -117,7 +118,7 @@ def compress(
         if recover is not None:
             recovery = Recovery.of(
                 data, recover, learn_from, rate, augment, calibration=count, tested=tested,
-                seed=seed,
+                seed=seed, mirrored=mirrored,
             )  # fmt: skip
         scales = Scales.of(
             network, data, learn, bool(learn_codes), recovery, learn_from, augment,
@@ -136,19 +137,24 @@ def compress(
 
 def check_learning(
     recover: str | None, learn: str | None, *, rate: float | None, learn_codes: bool | None,
-    learn_from: str | None, augment: str | None,
+    learn_from: str | None, augment: str | None, mirrored: bool | None,
 ) -> None:  # fmt: skip
     """Raises WrongUse where something says how to learn and nothing that it is to be done."""
     learns = None if learn == "none" else learn
     for name, given, able in (
         ("rate", rate, recover), ("learn_codes", learn_codes, learns or recover),
         ("learn_from", learn_from, learns or recover), ("augment", augment, learns or recover),
+        ("mirrored", mirrored, recover),
     ):  # fmt: skip
         if given is not None and able is None:
             raise WrongUse(
                 f"{name} says how to recover",
                 'add recover, such as "10epochs"'
-                + ("" if name == "rate" else ', or for integers learn, such as "100steps"'),
+                + (
+                    ""
+                    if name in ("rate", "mirrored")
+                    else ', or for integers learn, such as "100steps"'
+                ),
             )
 
 

@@ -32,6 +32,7 @@ def recover(
     masks: Mapping[str, Tensor] | None = None,
     patience: int | None = None,
     average: float | None = None,
+    mirrored: bool | None = None,
     precision: str = "auto",
     accelerator: str = "auto",
     devices: int | str = 1,
@@ -44,9 +45,9 @@ def recover(
     model, teacher: modules with example_inputs, or what `lighten.prune` gave. data: as for
     lighten.compress. held_out: other data, by which the best state is chosen; without it, a tenth
     of `data` (at most 2048 examples), the others are learned from. folder: of checkpoints, from
-    which the same call goes on, and logs. augment: "crop+flip", "flip", "none" or "auto" (the
-    first, of images). For all else see lighten.recover.recover. The model itself is not changed:
-    the result has a `network`. Raises UserError.
+    which the same call goes on, and logs. augment: "crop+flip", "crop+flip+cutmix", "flip",
+    "none" or "auto" (the first, of images). For all else see lighten.recover.recover. The model
+    itself is not changed: the result has a `network`. Raises UserError.
     """
     small, large = _network(model, example_inputs), _network(teacher, example_inputs)
     found, others = (
@@ -56,8 +57,8 @@ def recover(
     return recover_network(
         small, large, lessons, length=length, learn_from=learn_from, rate=rate, batch=batch,
         optimizer=optimizer, masks=masks,
-        patience=patience, average=average, precision=precision, accelerator=accelerator,
-        devices=devices, strategy=strategy,
+        patience=patience, average=average, mirrored=mirrored, precision=precision,
+        accelerator=accelerator, devices=devices, strategy=strategy,
         folder=None if folder is None else Path(folder), seed=seed,
     )  # fmt: skip
 

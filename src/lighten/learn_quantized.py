@@ -121,7 +121,7 @@ def learned_twin(
     judge = judge or Judge(teacher, data)
     twin = trainable(made, _mode(codes))
     learned = learn(
-        twin, teaching(teacher, lesson).module, lesson, data.course, length=length, rate=rate,
+        twin, teaching(teacher, lesson), lesson, data.course, length=length, rate=rate,
         batch=min(BATCH, data.course.count), evaluate=judge, folder=folder, seed=seed,
         optimizer="adamw", weight_decay=0.0, precision="32-true", keep_given=keep_given,
         name=name,

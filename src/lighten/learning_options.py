@@ -18,7 +18,15 @@ Rate = Annotated[
     float | None, typer.Option(help="Highest learning rate of --recover, of a network.")
 ]
 Augment = Annotated[
-    str | None, typer.Option(help='Of images to learn from: "crop+flip", "flip" or "none".')
+    str | None,
+    typer.Option(help='Of images to learn from: "crop+flip", "crop+flip+cutmix", "flip", "none".'),
+]
+Mirrored = Annotated[
+    bool | None,
+    typer.Option(
+        help="The original answers with the mean over an image and its mirror image; without a"
+        " word it does where images are mirrored to learn from."
+    ),
 ]
 Learn = Annotated[
     str | None,

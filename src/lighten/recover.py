@@ -14,11 +14,12 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from lighten.errors import BadInput, WrongUse
+from lighten.errors import BadInput
 from lighten.graph_norms import has_norms, learning_norms
 from lighten.learn import Learned, learn
 from lighten.length import Length
 from lighten.lesson import Lesson
+from lighten.mirrored import INSIDE, Mirrored, mirrors
 from lighten.network import Network
 from lighten.network_quality import measure_network, outputs
 from lighten.optimizers import usual_rate
@@ -74,6 +75,7 @@ def recover(
     masks: Mapping[str, Tensor] | None = None,
     patience: int | None = None,
     average: float | None = None,
+    mirrored: bool | None = None,
     clip: float | None = CLIP,
     accumulate: int = 1,
     precision: str = "auto",
@@ -96,15 +98,14 @@ def recover(
     keep_given=False: then the best trained state is taken, whether or not it is better.
 
     optimizer: "sgd", "adamw" or "muon". rate: None: its usual one, see lighten.optimizers.
+    mirrored: the teacher answers with the mean over an image and its mirror image (None: where
+    images are mirrored to learn from, and its logits are all that is looked at).
 
     For all else see lighten.learn.learn. `network` is not changed. Raises UserError.
     """
     lesson = Lesson.parse(learn_from) if isinstance(learn_from, str) else learn_from
     data = of_samples(data) if isinstance(data, Samples) else data
-    if "labels" in lesson.needs and data.course.labels is None:
-        raise WrongUse(
-            f"the lesson `{lesson}` needs labels, the data has none", "learn from logits"
-        )
+    data.course.check(lesson.needs)
     batch = min(batch, data.course.count)
     student = network.with_module(copy.deepcopy(network.module))
     module = student.module
@@ -117,11 +118,12 @@ def recover(
     trained = [p for p in module.parameters() if p.is_floating_point()]
     for parameter in trained:
         parameter.requires_grad_(True)
+    twice = mirrors(mirrored, teacher, lesson, data.course)
     held = [] if not masks else [WeightMasks(module, masks)]
     evaluate = Judge(teacher, data)
     with learning_norms(module):
         learned = learn(
-            module, teaching(teacher, lesson).module, lesson, data.course, length=length,
+            module, teaching(teacher, lesson, twice), lesson, data.course, length=length,
             rate=value, batch=batch, evaluate=evaluate, folder=folder, seed=seed,
             optimizer=optimizer, patience=patience, average=average, clip=clip,
             accumulate=accumulate, precision=precision, accelerator=accelerator, devices=devices,
@@ -135,7 +137,7 @@ def recover(
         note("recovery found nothing better on held-out data: the network stays as it was")
     metrics = {
         "length": str(Length.parse(length)), "learn_from": str(lesson),
-        "optimizer": optimizer, "rate": value,
+        "optimizer": optimizer, "rate": value, "augment": data.course.augment, "mirrored": twice,
         "steps": learned.steps, "best_step": learned.best_step, "examples": data.course.count,
         "held_out": len(data.held_out), "measure": evaluate.measure,
         "before": evaluate.shown(learned.first), "after": evaluate.shown(learned.best),
@@ -180,13 +182,12 @@ class Judge:
         return round(value * count) / count if self.measure == "accuracy" else -value
 
 
-def teaching(teacher: Network, lesson: Lesson) -> Network:
-    """The teacher, its batch norms folded where only its outputs are looked at."""
-    if lesson.needs & {"hidden", "attention"}:
-        return teacher
-    try:
-        folded: Network = transforms["fold_batchnorm"](teacher)
-    except BadInput as error:
-        note(f"the teacher runs as it is, its batch norms cannot be folded: {error.message}")
-        return teacher
-    return folded
+def teaching(teacher: Network, lesson: Lesson, mirrored: bool = False) -> nn.Module:
+    """What teaches: batch norms folded where only outputs are looked at; see lighten.mirrored."""
+    module = teacher.module
+    if not lesson.needs & INSIDE:
+        try:
+            module = transforms["fold_batchnorm"](teacher).module
+        except BadInput as error:
+            note(f"the teacher runs as it is, its batch norms cannot be folded: {error.message}")
+    return Mirrored(module) if mirrored else module

@@ -46,16 +46,18 @@ class Recovery:
     augment: str
     data: TrainingData
     seed: int = 0
+    mirrored: bool | None = None
 
     @classmethod
     def of(
         cls, data: Any, length: str, learn_from: str | None, rate: float | None,
         augment: str | None, *, calibration: int, tested: bool, seed: int = 0, source: str = "",
+        mirrored: bool | None = None,
     ) -> Recovery:  # fmt: skip
         """Read what a user wrote, before anything is computed; raises WrongUse, MissingPackage.
 
         data, calibration, tested, seed: see lighten.training_data. augment: without a word,
-        "crop+flip" for images and "none" for all else.
+        "crop+flip" for images and "none" for all else. mirrored: see lighten.recover.recover.
         """
         need_lightning()
         span, lesson = Length.parse(length), Lesson.parse(learn_from or LEARN_FROM)
@@ -65,15 +67,15 @@ class Recovery:
             data, calibration=calibration, tested=tested, seed=seed, augment=augment or "auto",
             source=source,
         )  # fmt: skip
-        if "labels" in lesson.needs and found.course.labels is None:
-            raise WrongUse(f"`{lesson}` needs labels, the data has none", "learn from `logits`")
-        return cls(span, lesson, rate, found.course.augment, found, seed)
+        found.course.check(lesson.needs)
+        return cls(span, lesson, rate, found.course.augment, found, seed, mirrored)
 
     def request(self) -> dict[str, Any]:
         """What another request differs in."""
         return {
             "length": str(self.length), "learn_from": str(self.lesson), "rate": self.rate,
             "augment": self.augment, "data": self.data.digest, "seed": self.seed,
+            "mirrored": self.mirrored,
         }  # fmt: skip
 
 
@@ -101,6 +103,7 @@ def recovered(
         found = recover(
             network, job.network, recovery.data, length=recovery.length, learn_from=recovery.lesson,
             rate=recovery.rate, masks=masks, folder=folder, seed=recovery.seed, keep_given=False,
+            mirrored=recovery.mirrored,
         )  # fmt: skip
         job.run.json(name, lambda: found.metrics, given=given)
         return found.network.module.state_dict()

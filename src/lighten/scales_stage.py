@@ -84,8 +84,7 @@ class Scales:
                 data, calibration=calibration, tested=tested, seed=seed, augment=augment or "auto",
                 source=source,
             )  # fmt: skip
-        if "labels" in lesson.needs and data.course.labels is None:
-            raise WrongUse(f"`{lesson}` needs labels, the data has none", "learn from `logits`")
+        data.course.check(lesson.needs)
         length = Length.parse(learn) if learn is not None else _suggested(recovery, data)
         held = data.held_out[:HELD]
         return cls(

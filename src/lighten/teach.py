@@ -15,6 +15,7 @@ from lighten.graph_norms import has_norms, learning_norms
 from lighten.learn import Learned, learn
 from lighten.length import Length
 from lighten.lesson import Lesson
+from lighten.mirrored import mirrors
 from lighten.network import Network
 from lighten.optimizers import usual_rate
 from lighten.recover import BATCH, CLIP, FEWEST, teaching
@@ -31,6 +32,7 @@ class Hyperparameters:
     optimizer: str = "sgd"
     patience: int | None = None
     average: float | None = None
+    mirrored: bool | None = None
     clip: float | None = CLIP
     accumulate: int = 1
     precision: str = "auto"
@@ -59,6 +61,7 @@ def teach(
     Norms over the batch see batches and learn their statistics. Raises UserError.
     """
     batch = batch_of(student, data, how)
+    twice = mirrors(how.mirrored, teacher, lesson, data.course)
     found = student.with_module(copy.deepcopy(student.module))
     module = found.module
     trained = [p for p in module.parameters() if p.is_floating_point()]
@@ -66,7 +69,7 @@ def teach(
         parameter.requires_grad_(True)
     with learning_norms(module):
         learned = learn(
-            module, teaching(teacher, lesson).module if lesson.taught else None, lesson,
+            module, teaching(teacher, lesson, twice) if lesson.taught else None, lesson,
             data.course, length=length, rate=how.rate_used, batch=batch, evaluate=validation,
             folder=folder, seed=how.seed, optimizer=how.optimizer, patience=how.patience,
             average=how.average, clip=how.clip, accumulate=how.accumulate, precision=how.precision,

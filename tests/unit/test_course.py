@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
-from lighten.course import PAD, ImageCourse, augmented
+from lighten.course import PAD, ImageCourse, augmented, cutmix
 from lighten.errors import BadInput, WrongUse
 from lighten.feed import CourseFeed, LoaderFeed, feed_of
 from lighten.images import load_images
@@ -124,6 +124,45 @@ def test_flips_mirror_about_half() -> None:
     same = [bool((image == x[0]).all()) for image in found]
     assert all(a != b for a, b in zip(mirrored, same, strict=True))
     assert 16 < sum(mirrored) < 48
+
+
+def test_a_mixed_image_has_a_rectangle_of_one_other() -> None:
+    n, side = 200, 16
+    number = torch.arange(float(n)).view(n, 1, 1, 1).expand(n, 2, side, side)
+    mixed = cutmix(number, generator(0))
+    shares = []
+    for own, image in enumerate(mixed):
+        assert torch.equal(image[0], image[1])  # all channels of a place come from one image
+        other = image[0] != own
+        shares.append(float(other.float().mean()))
+        assert len(image[0][other].unique()) <= 1
+        rows, columns = other.any(1), other.any(0)
+        assert torch.equal(other, rows[:, None] & columns[None, :])
+        assert int(rows.diff().count_nonzero()) <= 2  # in one piece
+        assert int(columns.diff().count_nonzero()) <= 2
+    assert max(shares) > 0.7
+    assert 0.2 < sum(shares) / n < 0.5  # half, were none cut off at an edge
+    assert torch.equal(mixed, cutmix(number, generator(0)))
+
+
+def test_mixed_images_come_in_about_half_of_the_batches_and_without_labels() -> None:
+    images = torch.arange(1, 9, dtype=torch.uint8).view(8, 1, 1, 1).expand(8, 1, 8, 8)
+    course = ImageCourse(images, torch.arange(8), augment="crop+flip+cutmix")
+    found = [course.batch(torch.arange(8), generator(step)) for step in range(40)]
+    assert all(labels is None for _, labels in found)
+    # beside the black of the padding an image has one value, a mixed one has two
+    mixed = [max(len(image[image > 0].unique()) for image in x) == 2 for x, _ in found]
+    assert 10 < sum(mixed) < 30
+
+
+def test_a_lesson_of_labels_is_refused_where_there_are_none() -> None:
+    x, y = pictures(8), torch.zeros(8, dtype=torch.long)
+    ImageCourse(x, y, augment="crop+flip").check(frozenset({"labels"}))
+    ImageCourse(x, augment="crop+flip+cutmix").check(frozenset())
+    with pytest.raises(WrongUse, match="the data has none"):
+        ImageCourse(x).check(frozenset({"labels"}))
+    with pytest.raises(WrongUse, match="mixes images of different ones"):
+        ImageCourse(x, y, augment="crop+flip+cutmix").check(frozenset({"labels"}))
 
 
 def test_images_are_padded_before_they_are_normalised() -> None:

@@ -1,0 +1,61 @@
+"""A teacher that looks twice: at an image and at its mirror image.
+
+Where images are mirrored at random, both mean the same, and the mean of what a network says of them
+is right more often than what it says of either. Trained networks are far from saying the same of
+both, even of images that they were trained on mirrored too.
+
+*Source:* Krizhevsky et al. 2012, "ImageNet classification with deep convolutional neural networks",
+section 4.1 (predictions averaged over mirror images); Bagherinezhad et al. 2018, "Label refinery"
+(arXiv 1805.02641), section 3 (soft labels of the view that is learned from).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from lighten.course import ImageCourse
+from lighten.errors import WrongUse
+from lighten.lesson import Lesson
+from lighten.network import Network
+from lighten.watch import outputs_of
+
+INSIDE = frozenset({"hidden", "attention"})
+
+
+class Mirrored(nn.Module):
+    """images (batch, channels, h, w) -> logits (batch, classes), of both views the mean."""
+
+    def __init__(self, teacher: nn.Module) -> None:
+        super().__init__()
+        self.teacher = teacher
+
+    def forward(self, images: Tensor) -> Tensor:
+        return (outputs_of(self.teacher(images)) + outputs_of(self.teacher(images.flip(-1)))) / 2
+
+
+def mirrors(
+    asked: bool | None, teacher: Network, lesson: Lesson, course: ImageCourse
+) -> bool:  # fmt: skip
+    """Whether the teacher looks twice. asked: None: where that makes sense.
+
+    It does where images are mirrored, where its logits are of the whole image, and where the lesson
+    looks at nothing inside. Raises WrongUse where that was asked for and does not hold.
+    """
+    if asked is False or not lesson.taught:
+        return False
+    why = ""
+    if not course.mirrored:
+        why = f"augment is `{course.augment}`, which mirrors no image"
+    elif lesson.needs & INSIDE:
+        why = f"`{lesson}` looks at places inside the networks, which are other ones in a mirror"
+    elif _dimensions(teacher) != 2:
+        why = "the teacher says something of each place of an image, not one thing of the whole"
+    if why and asked:
+        raise WrongUse(f"a teacher of mirror images cannot be: {why}", "leave `mirrored` out")
+    return not why
+
+
+@torch.no_grad()
+def _dimensions(teacher: Network) -> int:
+    return outputs_of(teacher(*(x[:1] for x in teacher.inputs))).dim()

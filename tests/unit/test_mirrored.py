@@ -1,0 +1,95 @@
+"""A teacher that looks at an image and at its mirror image."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from lighten.course import ImageCourse
+from lighten.errors import WrongUse
+from lighten.lesson import Lesson
+from lighten.mirrored import Mirrored, mirrors
+from lighten.network import Network
+from lighten.recover import recover, teaching
+from lighten.training_data import training_data
+
+X = torch.rand(32, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+
+
+def classifier(seed: int = 0) -> Network:
+    torch.manual_seed(seed)
+    net = nn.Sequential(
+        nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.ReLU(), nn.Flatten(), nn.Linear(216, 5)
+    )
+    return Network.of(net.eval(), X[:2])
+
+
+def course(augment: str) -> ImageCourse:
+    return ImageCourse(X, augment=augment)
+
+
+@torch.no_grad()
+def test_it_says_the_same_of_an_image_and_of_its_mirror_image() -> None:
+    network = classifier()
+    twice = Mirrored(network.module)
+    assert torch.allclose(twice(X), twice(X.flip(-1)), atol=1e-6)
+    assert not torch.allclose(network(X), network(X.flip(-1)), atol=1e-3)
+    assert torch.allclose(twice(X), (network(X) + network(X.flip(-1))) / 2)
+
+
+def test_it_looks_twice_where_that_makes_sense() -> None:
+    network, logits = classifier(), Lesson.parse("logits:1")
+    assert mirrors(None, network, logits, course("flip"))
+    assert mirrors(True, network, logits, course("crop+flip+cutmix"))
+    assert not mirrors(False, network, logits, course("flip"))
+    assert not mirrors(None, network, logits, course("none"))
+    assert not mirrors(None, network, Lesson.parse("logits:1,hidden:1"), course("flip"))
+    assert not mirrors(None, network, Lesson.parse("labels"), course("flip"))
+
+
+def test_it_looks_once_where_each_place_has_an_answer_of_its_own() -> None:
+    torch.manual_seed(0)
+    segments = Network.of(nn.Conv2d(3, 4, 3, padding=1).eval(), X[:2])
+    assert not mirrors(None, segments, Lesson.parse("logits"), course("flip"))
+    with pytest.raises(WrongUse, match="each place of an image"):
+        mirrors(True, segments, Lesson.parse("logits"), course("flip"))
+
+
+@pytest.mark.parametrize(
+    ("lesson", "augment", "why"),
+    [("logits", "none", "mirrors no image"), ("hidden", "flip", "places inside")],
+)
+def test_asked_for_where_it_cannot_be_it_is_refused(lesson: str, augment: str, why: str) -> None:
+    with pytest.raises(WrongUse, match=why):
+        mirrors(True, classifier(), Lesson.parse(lesson), course(augment))
+
+
+@torch.no_grad()
+def test_its_batch_norms_are_folded_as_those_of_any_teacher() -> None:
+    network, lesson = classifier(), Lesson.parse("logits")
+    module = teaching(network, lesson, mirrored=True)
+    assert not any(isinstance(part, nn.BatchNorm2d) for part in module.modules())
+    assert torch.allclose(module(X), Mirrored(network.module)(X), atol=1e-5)
+
+
+def test_recovery_learns_from_both_and_says_so() -> None:
+    pytest.importorskip("lightning")
+    teacher, student = classifier(), classifier(1)
+    data = training_data(X, tested=True, augment="flip")
+    found = {
+        mirrored: recover(
+            student, teacher, data, length="30steps", batch=16, rate=0.05, mirrored=mirrored
+        )
+        for mirrored in (None, False)
+    }
+    assert found[None].metrics["mirrored"] is True
+    assert found[False].metrics["mirrored"] is False
+
+    def away(network: Network) -> float:
+        with torch.no_grad():
+            wanted: Tensor = Mirrored(teacher.module)(X)
+            return float((network(X) - wanted).square().mean())
+
+    assert away(found[None].network) < away(student)
+    assert away(found[None].network) != away(found[False].network)
