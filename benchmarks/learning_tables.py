@@ -16,19 +16,26 @@ def recovery(folder: Path) -> tuple[str, Table] | None:
     rows = [
         (r["network"], f"{r['factor']:.2f}", fine(r["original"]), fine(r["pruned"]),
          fine(r["recovered"]), fine(r["float_onnxruntime"]), fine(r["int8_onnxruntime"]),
-         f"{r['int8_bytes'] / 1e3:,.0f}", f"`{r['learn_from']}`", r["optimizer"], r["length"],
-         f"{r['rate']:g}", f"{r['minutes']:.0f}")
+         fine(r["int8_learned_onnxruntime"]) if "int8_learned_onnxruntime" in r else "",
+         f"{r['int8_bytes'] / 1e3:,.0f}", f"`{r['learn_from']}`",
+         r["augment"], "twice" if r["mirrored"] else "once", r["optimizer"],
+         r["length"].removesuffix("epochs"), str(r["batch"]), f"{r['rate']:g}",
+         f"{r['minutes']:.0f}")
         for r in found
     ]  # fmt: skip
     first = found[0]
+    twice = {r["network"]: r["original_mirrored"] for r in found if "original_mirrored" in r}
     text = (
         f"{first['test_images']:,} test images, {first['examples']:,} training images learned from;"
         f" moving average {first['average']}."
     )
+    if twice:
+        both = ", ".join(f"{name} {fine(value)}" for name, value in sorted(twice.items()))
+        text += f" The mean of what an original says of an image and of its mirror image: {both}."
     head = ("network", "MACs ÷", "original", "pruned", "recovered", "float in onnxruntime",
-            "int8 there", "its kB", "learned from", "by", "length", "rate",
-            "minutes of recovery")  # fmt: skip
-    return text, (head, rows, (0, 8, 9, 10))
+            "int8 there", "scales learned", "its kB", "learned from", "augmented by",
+            "teacher looks", "by", "epochs", "batch", "rate", "minutes of recovery")  # fmt: skip
+    return text, (head, rows, (0, 9, 10, 11, 12))
 
 
 def student(folder: Path) -> tuple[str, Table] | None:

@@ -78,7 +78,8 @@ def build_tools(cache: Path, jobs: int = os.cpu_count() or 1) -> Tools:
 
 
 def _run(*command: str | Path, out: Path | None = None, sign: str = "") -> str:
-    """Standard output of one program, which must hold `sign`: some failures end with code 0.
+    """What one program printed, which must hold `sign`: some failures end with code 0. Where its
+    reports go, standard output or error, differs between builds.
 
     `out`, a file that the program writes, comes to be only when it is whole.
     """
@@ -90,12 +91,13 @@ def _run(*command: str | Path, out: Path | None = None, sign: str = "") -> str:
         capture_output=True,
         text=True,
     )
-    if done.returncode or sign not in done.stdout or (part and not part.exists()):
-        tail = "\n".join((done.stdout + done.stderr).splitlines()[-15:])
+    printed = f"{done.stdout}\n{done.stderr}"
+    if done.returncode or sign not in printed or (part and not part.exists()):
+        tail = "\n".join(printed.splitlines()[-15:])
         raise RuntimeError(f"{command[0]} did not finish, code {done.returncode}:\n{tail}")
     if part and out:
         part.replace(out)
-    return done.stdout
+    return printed
 
 
 def imatrix(tools: Tools, model: Path, text: Path, out: Path, chunks: int, ctx: int = 512) -> None:

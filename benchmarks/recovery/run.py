@@ -24,14 +24,19 @@ from torch import Tensor
 import lighten
 from lighten.images import load_images
 from lighten.macs import macs
+from lighten.mirrored import Mirrored
 from lighten.runtimes.onnxruntime import Session
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 from cifar import NORM, TRAINING, right, trained  # noqa: E402
 
-CALIBRATION = 2048
-RECIPE = ("network", "optimizer", "rate", "length", "learn_from")
+CALIBRATION, INTEGERS = 2048, 1024
+"""Images that widths and compensation, and that integers are calibrated on."""
+
+RECIPE = (
+    "network", "optimizer", "rate", "length", "learn_from", "augment", "mirrored", "batch",
+)  # fmt: skip
 """What makes a row of its own."""
 
 
@@ -46,6 +51,9 @@ def main() -> None:
     parser.add_argument("--learn-from", default="logits:1:temperature=4")
     parser.add_argument("--optimizer", default="sgd")
     parser.add_argument("--rate", type=float, default=0.02)
+    parser.add_argument("--batch", type=int, default=128)
+    parser.add_argument("--augment", default="crop+flip")
+    parser.add_argument("--no-mirrored", action="store_true", help="the teacher looks once")
     parser.add_argument("--average", type=float, default=0.999)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
@@ -68,26 +76,32 @@ def _row(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     pruned = lighten.prune(original, budget=f"{1 / args.factor:.4f} macs", data=calibration)
     row: dict[str, Any] = {
         "network": args.network, "factor": macs(original).total / macs(pruned.network).total,
-        "original": right(original.module, test), "pruned": right(pruned.network.module, test),
+        "original": right(original.module, test),
+        "original_mirrored": right(Mirrored(original.module), test),
+        "pruned": right(pruned.network.module, test),
     }  # fmt: skip
     print(json.dumps(row), flush=True)
     found = lighten.recover(
         pruned, original, data=train, held_out=held_out, length=args.length,
         learn_from=args.learn_from, optimizer=args.optimizer, rate=args.rate, average=args.average,
+        batch=args.batch, augment=args.augment, mirrored=False if args.no_mirrored else None,
         folder=folder / "recover", seed=args.seed,
     )  # fmt: skip
     small = found.network
-    integers = lighten.quantize(small, data=calibration)
+    forms = {
+        "float": small,
+        "int8": lighten.quantize(small, data=calibration, count=INTEGERS),
+        "int8_learned": lighten.quantize(small, data=calibration, count=INTEGERS, learn="100steps"),
+    }
     files = {
-        "float": lighten.write_onnx(small, folder / "float.onnx"),
-        "int8": lighten.write_onnx(integers, folder / "int8.onnx"),
+        name: lighten.write_onnx(form, folder / f"{name}.onnx") for name, form in forms.items()
     }
     return {
         **row, "recovered": right(small.module, test),
         **{f"{name}_onnxruntime": right(_session(path), test) for name, path in files.items()},
         **{f"{name}_bytes": path.stat().st_size for name, path in files.items()},
         "test_images": test.count, **found.metrics,
-        "average": args.average, "seed": args.seed, "threads": args.threads,
+        "average": args.average, "batch": args.batch, "seed": args.seed, "threads": args.threads,
         "torch": torch.__version__.split("+")[0],
     }  # fmt: skip
 

@@ -26,9 +26,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from lighten.allocator import kept_memory
 from lighten.block_metric import Metric, fishers
 from lighten.blockwise import held_quarter
 from lighten.calibrate import Stream
+from lighten.devices import best_precision
 from lighten.language_student import attach
 from lighten.learned_weight import LearnedVector, LearnedWeight, learnable
 from lighten.model import Model
@@ -46,7 +48,7 @@ CHECKS = 3
 LEAST = 4
 """Windows without which there is none to hold out."""
 
-WINDOWS = 96
+WINDOWS = 144
 """That blocks learn from and are judged by, at most."""
 
 FISHER_WINDOWS = 16
@@ -55,7 +57,7 @@ FISHER_WINDOWS = 16
 TOKENS = 1024
 """In a step."""
 
-RATES = {"row": 1e-3, "vector": 1e-3, "theta": 3e-4, "offset": 1e-2}
+RATES = {"row": 2e-4, "vector": 2e-4, "theta": 5e-5, "offset": 5e-3}
 """Of rows and vectors, of the grid's entries (shares of their magnitude), of codes (steps)."""
 
 
@@ -73,7 +75,7 @@ class Learning:
         """What a stored block depends on."""
         return {
             "steps": self.steps, "mode": self.mode, "vectors": self.vectors, "seed": self.seed,
-            "rate": self.rate,
+            "rate": self.rate, "rates": RATES, "windows": WINDOWS,
         }  # fmt: skip
 
 
@@ -134,7 +136,7 @@ def learn_language_blocks(
     theirs = Stream(model, text, device=device, batch=size)
     ours = Stream(model, text, weights=Dense(weights, outside), device=device, batch=size)
     vectors, errors = dict[str, Tensor](), list[dict[str, Any]]()
-    with stage("learn blocks", len(ours), "blocks") as tick:
+    with kept_memory(), stage("learn blocks", len(ours), "blocks") as tick:
         for index in ours:
             names = [la.name for la in model.layers if la.block == index and la.name in weights]
             theirs.advance(index, theirs.load(index))
@@ -227,10 +229,14 @@ def _descend(
 ) -> tuple[float, float]:  # fmt: skip
     """Move the parameters to the best state seen; the error on held-out windows before, after."""
     held = held_quarter(len(target))
+    device = torch.device(stream.device)
+    halves = best_precision("auto", device.type) == "bf16-mixed"
     x, y = [stream.hidden[~held], stream.hidden[held]], [target[~held], target[held]]
 
     def cost(inputs: Tensor, wanted: Tensor) -> Tensor:
-        out = stream.run(index, block, inputs.to(stream.device))
+        # a block's output is judged to many more digits than bfloat16 has, its products need not be
+        with torch.autocast(device.type, torch.bfloat16, halves and torch.is_grad_enabled()):
+            out = stream.run(index, block, inputs.to(device)).float()
         return metric(out - wanted.to(out))
 
     @torch.no_grad()

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lighten.allocator import kept_memory
 from lighten.course import Course
 from lighten.devices import start_fabric
 from lighten.errors import WrongUse
@@ -128,8 +129,9 @@ def learn(
             clip, patience, penalty, keep_given, before_step, after_step, save_every, 60 * minutes,
         )  # fmt: skip
         try:
-            training.begin(optimizer, weight_decay, group, average, folder, request)
-            training.go(name)
+            with kept_memory():
+                training.begin(optimizer, weight_decay, group, average, folder, request)
+                training.go(name)
         finally:
             training.end()
             student.to(home)

@@ -98,12 +98,15 @@ class LearnedWeight(nn.Module):
         """The weight as its module holds it; the argument (the old parameter) is not read."""
         grid, format = self.grid(), self.weight.format
         if self.mode == "all":
-            latent = self.level + self.offset * self.pace
-            w = format.decode(self._codes(latent.detach(), grid), grid)
-            w = w + (latent - latent.detach())
+            w = format.decode(self._codes(self._latent(), grid), grid)
+            w = _Straight.apply(w, self.offset, self.pace)  # type: ignore[no-untyped-call]
         else:
             w = format.decode(self.codes, grid)
         return w.T if self.transposed else w
+
+    @torch.no_grad()
+    def _latent(self) -> Tensor:
+        return torch.addcmul(self.level, self.offset, self.pace)
 
     def _codes(self, latent: Tensor, grid: Grid) -> Tensor:
         with torch.no_grad():
@@ -118,10 +121,25 @@ class LearnedWeight(nn.Module):
         grid = {name: g.detach() for name, g in self.grid().items()}
         codes = self.codes
         if self.mode == "all":
-            codes = self._codes(self.level + self.offset * self.pace, grid)
+            codes = self._codes(self._latent(), grid)
         w = self.weight
         parts = w.format.pack(codes, grid)
         return Compressed(w.spec, w.shape, w.format, parts)
+
+
+class _Straight(torch.autograd.Function):
+    """A decoded weight whose gradient is that of the latent weight too: offset times pace. What is
+    passed straight through is never added to it and taken off again, for weights are large."""
+
+    @staticmethod
+    def forward(ctx: Any, w: Tensor, offset: Tensor, pace: Tensor) -> Tensor:
+        ctx.save_for_backward(pace)
+        return w.view_as(w)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None]:
+        (pace,) = ctx.saved_tensors
+        return gradients[0], gradients[0] * pace, None
 
 
 class LearnedVector(nn.Module):
