@@ -28,6 +28,16 @@ class Estimate:
         return {"value": self.value, "low": self.low, "high": self.high}
 
 
+def standard_error(share: float, count: int) -> float:
+    """Of a share that was found on `count` examples: √(p (1 - p) / n).
+
+    >>> round(standard_error(0.9, 900), 3)
+    0.01
+    """
+    p = min(max(share, 0.0), 1.0)
+    return float((p * (1 - p) / count) ** 0.5)
+
+
 def bootstrap(
     statistics: Mapping[str, Statistic],
     windows: int,

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from lighten.errors import BadInput
 from lighten.graph_norms import has_norms, learning_norms
+from lighten.intervals import standard_error
 from lighten.learn import Learned, learn
 from lighten.length import Length
 from lighten.lesson import Lesson
@@ -175,6 +176,10 @@ class Judge:
             return -number
         kld = float(values["mean_kld"]["value"])
         return number - 0.5 * kld / (1 + kld) / len(self.data.held_out)
+
+    def margin(self, value: float) -> float:
+        """By how much chance alone may move a value: one standard error of an accuracy, else 0."""
+        return standard_error(value, len(self.data.held_out)) if self.measure == "accuracy" else 0.0
 
     def shown(self, value: float) -> float:
         """What `measure` says of a value of this."""

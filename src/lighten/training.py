@@ -64,8 +64,9 @@ class Training:
     seconds: float
     step: int = 0
     first: float = 0.0
-    best: float = 0.0
+    best: float = 0.0  # of the state that is kept
     best_step: int = 0
+    top: float = 0.0  # the highest value seen, of a state before it maybe
     waited: int = 0  # evaluations since the best
     done: bool = False
     sums: dict[str, float] = field(default_factory=dict)
@@ -124,7 +125,7 @@ class Training:
         last = fabric.broadcast(last) if fabric.world_size > 1 else last
         if last is None:
             self.first = self._value("the state that was given")
-            self.best = self.first if self.keep_given else -float("inf")
+            self.best = self.top = self.first if self.keep_given else -float("inf")
         else:
             self._load(*last)
         if self.kept is not None and folder is not None:
@@ -262,21 +263,29 @@ class Training:
     def _judge(self) -> dict[str, float]:
         """Evaluate the weights, and their average; keep what is better than all before."""
         found = {"held_out": self._value("the student")}
-        before = self.best_step
+        before, top = self.best_step, self.top
         self._keep(found["held_out"])
         if self.average is not None:
             with self.average.inside(self.student):
                 found["held_out_average"] = self._value("the average of its weights")
                 self._keep(found["held_out_average"])
-        better = self.best_step != before
-        self.waited = 0 if better else self.waited + 1
-        if better and self.kept is not None:
+        self.waited = 0 if self.top > top else self.waited + 1
+        if self.best_step != before and self.kept is not None:
             self.kept.save_best(self.step, self.best_state)
         return found
 
     def _keep(self, value: float) -> None:
-        if value > self.best:
+        """Keep the state if it is the best, or a later one that chance may have put below it.
+
+        Towards the end rates fall, and states get better: of two that held-out data cannot tell
+        apart the later one is the better guess. None below the one that was given is kept.
+        """
+        margin = getattr(self.evaluate, "margin", None)
+        apart = 0.0 if margin is None else margin(self.top)
+        later = self.best_step < self.step and value >= self.top - apart
+        if value > self.best or (self.best_step and later and value > self.first):
             self.best, self.best_step, self.best_state = value, self.step, copied(self.student)
+        self.top = max(self.top, value)
 
     @torch.no_grad()
     def _value(self, what: str) -> float:
@@ -315,8 +324,8 @@ class Training:
     def _facts(self) -> dict[str, Any]:
         return {
             "step": self.step, "first": self.first, "best": self.best, "best_step": self.best_step,
-            "waited": self.waited, "done": self.done, "sums": self.sums, "summed": self.summed,
-            "hooks": {} if self.done else self._hooks()[0],
+            "top": self.top, "waited": self.waited, "done": self.done, "sums": self.sums,
+            "summed": self.summed, "hooks": {} if self.done else self._hooks()[0],
         }  # fmt: skip
 
     def _stateful(self) -> dict[str, Any]:
@@ -327,7 +336,17 @@ class Training:
         return split_state({k: h.state_dict() for k, h in self._stateful().items()}, "hooks")
 
     def _load(self, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
-        for key in ("step", "first", "best", "best_step", "waited", "done", "sums", "summed"):
+        for key in (
+            "step",
+            "first",
+            "best",
+            "best_step",
+            "top",
+            "waited",
+            "done",
+            "sums",
+            "summed",
+        ):
             setattr(self, key, facts[key])
         if self.best_step and self.kept is not None:
             self.best_state = self.kept.best(self.best_step)

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lighten.errors import BadInput, BadOutput, WrongUse
+from lighten.intervals import standard_error
 from lighten.network import Network, batches
 from lighten.network_quality import score_of
 from lighten.seen import IGNORED, log_probabilities, rows
@@ -70,6 +71,10 @@ class Validation:
         if self.measure == "accuracy":
             return self._accuracy(module)
         return -self._distance(module)
+
+    def margin(self, value: float) -> float:
+        """By how much chance alone may move a value: one standard error of an accuracy, else 0."""
+        return standard_error(value, self.count) if self.measure == "accuracy" else 0.0
 
     def shown(self, value: float) -> float:
         """What `measure` says of a value of this."""

@@ -169,6 +169,38 @@ def test_it_stops_where_nothing_gets_better() -> None:
     assert found.planned == 40
 
 
+class Told:
+    """An evaluation that says what it is told, and by how much chance may move that."""
+
+    def __init__(self, values: list[float], margin: float) -> None:
+        self.values, self.apart = iter(values), margin
+
+    def __call__(self, module: nn.Module) -> float:
+        return next(self.values)
+
+    def margin(self, value: float) -> float:
+        return self.apart
+
+
+@pytest.mark.parametrize(
+    ("values", "margin", "step"),
+    [
+        ([0.5, 0.8, 0.9, 0.85, 0.88], 0.0, 4),  # the best
+        ([0.5, 0.8, 0.9, 0.85, 0.88], 0.03, 8),  # the last that may be as good as the best
+        ([0.5, 0.8, 0.9, 0.85, 0.82], 0.06, 6),  # not measured from one kept for being late
+        ([0.5, 0.4, 0.3, 0.2, 0.1], 1.0, 0),  # none below what was given
+        ([0.5, 0.6, 0.4, 0.4, 0.4], 1.0, 2),
+    ],
+)
+def test_of_states_that_chance_may_tell_apart_the_later_is_kept(
+    values: list[float], margin: float, step: int
+) -> None:
+    evaluate = Told(values, margin)
+    found = learned_of(linear(1), linear(0), evaluate=evaluate, every=2, length="8steps")
+    assert found.best_step == step
+    assert found.best == (values[step // 2])
+
+
 def test_an_average_of_the_weights_is_evaluated_and_may_be_the_best() -> None:
     teacher, student = linear(0), linear(1)
     found = learned_of(student, teacher, average=0.8, rate=1.5, warm_up=0.0)
