@@ -23,6 +23,7 @@ from lighten.learning_options import (
     LearnCodes,
     LearnFrom,
     Mirrored,
+    Optimizer,
     Rate,
     Recover,
 )
@@ -103,6 +104,7 @@ def compress(
     rate: Rate = None,
     augment: Augment = None,
     mirrored: Mirrored = None,
+    optimizer: Optimizer = None,
     learn: Learn = None,
     learn_codes: LearnCodes = None,
     out: Annotated[
@@ -137,6 +139,7 @@ def compress(
         rate=rate,
         augment=augment,
         mirrored=mirrored,
+        optimizer=optimizer,
         learn=learn,
         learn_codes=learn_codes,
         out=out,

@@ -24,6 +24,7 @@ from lighten.front import is_network, loaded
 from lighten.images import Images, normalised
 from lighten.length import Length
 from lighten.lesson import Lesson
+from lighten.mirrored import mirrors
 from lighten.network import Network
 from lighten.registry import exporters
 from lighten.samples import Samples, samples
@@ -92,6 +93,7 @@ class Request:
         few = torch.arange(min(_FEW, course.count))
         x, y = course.batch(few, torch.Generator().manual_seed(0))
         check_lesson(student, self.teacher, self.lesson, x, y)
+        mirrors(self.how.mirrored, self.teacher, self.lesson, course)
         if self.exporter is not None and (why := self.exporter.refuses(student)):
             raise WrongUse(f"`{self.export}` cannot hold this student: {why}", "--export onnx")
 

@@ -49,6 +49,7 @@ def compress(
     rate: float | None = None,
     augment: str | None = None,
     mirrored: bool | None = None,
+    optimizer: str | None = None,
     learn: str | None = None,
     learn_codes: bool | None = None,
     out: str | Path | None = None,
@@ -71,9 +72,9 @@ def compress(
     networks, "gguf" and others of language models. quantize, sparsity: see
     lighten.compress_network. recover: "10epochs" or "500steps" of learning what was lost back from
     the model as it came; learn_from: the lesson, "logits:1" where none is given. rate, augment,
-    mirrored: of networks, see lighten.recover. learn: of networks, "100steps" in which the scales
-    of their integers learn from the model as it came (learn_codes: the codes too); with recover as
-    many steps, but no more than 100, unless this says "none".
+    mirrored, optimizer: of networks, see lighten.recover. learn: of networks, "100steps" in which
+    the scales of their integers learn from the model as it came (learn_codes: the codes too); with
+    recover as many steps, but no more than 100, unless this says "none".
 
     also: of networks, another exporter whose file is written too, and named by the result.
 
@@ -81,11 +82,11 @@ def compress(
     """
     asked = dict(locals())
     check_learning(recover, learn, rate=rate, learn_codes=learn_codes, learn_from=learn_from,
-                   augment=augment, mirrored=mirrored)  # fmt: skip
+                   augment=augment, mirrored=mirrored, optimizer=optimizer)  # fmt: skip
     if not is_network(model):
         for name, value in {
             "example_inputs": example_inputs, "evaluate": evaluate, "quantize": quantize,
-            "rate": rate, "augment": augment, "mirrored": mirrored,
+            "rate": rate, "augment": augment, "mirrored": mirrored, "optimizer": optimizer,
             "weights": weights, "size": size, "mean": mean, "std": std, "test": test,
             "multiple": multiple, "crop": crop, "sparsity": sparsity, "also": also,
             "learn": learn, "learn_codes": learn_codes,
@@ -118,8 +119,9 @@ def compress(
         if recover is not None:
             recovery = Recovery.of(
                 data, recover, learn_from, rate, augment, calibration=count, tested=tested,
-                seed=seed, mirrored=mirrored,
+                seed=seed, mirrored=mirrored, optimizer=optimizer,
             )  # fmt: skip
+            recovery.check(network)
         scales = Scales.of(
             network, data, learn, bool(learn_codes), recovery, learn_from, augment,
             calibration=count, tested=tested, seed=seed,
@@ -138,13 +140,14 @@ def compress(
 def check_learning(
     recover: str | None, learn: str | None, *, rate: float | None, learn_codes: bool | None,
     learn_from: str | None, augment: str | None, mirrored: bool | None,
+    optimizer: str | None,
 ) -> None:  # fmt: skip
     """Raises WrongUse where something says how to learn and nothing that it is to be done."""
     learns = None if learn == "none" else learn
     for name, given, able in (
         ("rate", rate, recover), ("learn_codes", learn_codes, learns or recover),
         ("learn_from", learn_from, learns or recover), ("augment", augment, learns or recover),
-        ("mirrored", mirrored, recover),
+        ("mirrored", mirrored, recover), ("optimizer", optimizer, recover),
     ):  # fmt: skip
         if given is not None and able is None:
             raise WrongUse(
@@ -152,7 +155,7 @@ def check_learning(
                 'add recover, such as "10epochs"'
                 + (
                     ""
-                    if name in ("rate", "mirrored")
+                    if name in ("rate", "mirrored", "optimizer")
                     else ', or for integers learn, such as "100steps"'
                 ),
             )

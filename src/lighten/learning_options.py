@@ -28,6 +28,10 @@ Mirrored = Annotated[
         " word it does where images are mirrored to learn from."
     ),
 ]
+Optimizer = Annotated[
+    str | None,
+    typer.Option(help='Of --recover, of a network: "sgd" (without a word), "adamw" or "muon".'),
+]
 Learn = Annotated[
     str | None,
     typer.Option(

@@ -23,7 +23,9 @@ from lighten.job import Job, quality
 from lighten.learn_state import remove_states
 from lighten.length import Length
 from lighten.lesson import Lesson
+from lighten.mirrored import mirrors
 from lighten.network import Network
+from lighten.optimizers import usual_rate
 from lighten.progress import note, stage
 from lighten.quantized import Quantized
 from lighten.recover import recover
@@ -31,7 +33,7 @@ from lighten.sparse import nearest
 from lighten.training_data import TrainingData, training_data
 from lighten.types import Compressed
 
-LEARN_FROM = "logits:1"
+LEARN_FROM, OPTIMIZER = "logits:1", "sgd"
 
 _SHOWN = ("accuracy", "evaluate", "top1_agreement", "mean_kld", "relative_error")
 
@@ -47,20 +49,23 @@ class Recovery:
     data: TrainingData
     seed: int = 0
     mirrored: bool | None = None
+    optimizer: str = OPTIMIZER
 
     @classmethod
     def of(
         cls, data: Any, length: str, learn_from: str | None, rate: float | None,
         augment: str | None, *, calibration: int, tested: bool, seed: int = 0, source: str = "",
-        mirrored: bool | None = None,
+        mirrored: bool | None = None, optimizer: str | None = None,
     ) -> Recovery:  # fmt: skip
         """Read what a user wrote, before anything is computed; raises WrongUse, MissingPackage.
 
         data, calibration, tested, seed: see lighten.training_data. augment: without a word,
-        "crop+flip" for images and "none" for all else. mirrored: see lighten.recover.recover.
+        "crop+flip" for images and "none" for all else. mirrored, optimizer: see
+        lighten.recover.recover.
         """
         need_lightning()
         span, lesson = Length.parse(length), Lesson.parse(learn_from or LEARN_FROM)
+        _ = usual_rate(optimizer or OPTIMIZER)  # is there such a one?
         if rate is not None and not rate > 0:
             raise WrongUse(f"a rate of {rate} cannot be", "such as 0.05")
         found = training_data(
@@ -68,14 +73,19 @@ class Recovery:
             source=source,
         )  # fmt: skip
         found.course.check(lesson.needs)
-        return cls(span, lesson, rate, found.course.augment, found, seed, mirrored)
+        return cls(span, lesson, rate, found.course.augment, found, seed, mirrored,
+                   optimizer or OPTIMIZER)  # fmt: skip
+
+    def check(self, network: Network) -> None:
+        """Raises WrongUse where this network cannot teach as it is asked to."""
+        mirrors(self.mirrored, network, self.lesson, self.data.course)
 
     def request(self) -> dict[str, Any]:
         """What another request differs in."""
         return {
             "length": str(self.length), "learn_from": str(self.lesson), "rate": self.rate,
             "augment": self.augment, "data": self.data.digest, "seed": self.seed,
-            "mirrored": self.mirrored,
+            "mirrored": self.mirrored, "optimizer": self.optimizer,
         }  # fmt: skip
 
 
@@ -103,7 +113,7 @@ def recovered(
         found = recover(
             network, job.network, recovery.data, length=recovery.length, learn_from=recovery.lesson,
             rate=recovery.rate, masks=masks, folder=folder, seed=recovery.seed, keep_given=False,
-            mirrored=recovery.mirrored,
+            mirrored=recovery.mirrored, optimizer=recovery.optimizer,
         )  # fmt: skip
         job.run.json(name, lambda: found.metrics, given=given)
         return found.network.module.state_dict()

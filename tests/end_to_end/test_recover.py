@@ -25,7 +25,7 @@ from lighten.errors import BadInput, ChangedRequest, MissingPackage, WrongUse
 from lighten.graph_norms import has_norms, learning_norms
 from lighten.network import Network
 from lighten.network_quality import outputs
-from lighten.recover import recover
+from lighten.recover import Judge, recover
 from lighten.samples import samples
 from lighten.shrink import graph_module, own_module
 from lighten.training_data import collected, training_data
@@ -218,6 +218,24 @@ def test_a_loader_is_read_once_and_images_are_augmented_unless_told() -> None:
     assert training_data(torch.zeros(40, 7)).course.augment == "none"
 
 
+def test_the_last_states_of_a_noisy_judge_count_as_well(teacher: Network, small: Network) -> None:
+    """With labels a state is judged by few examples, and those are told apart no finer."""
+    data = training_data((X, Y), tested=True)
+    judge = Judge(teacher, data)
+    assert judge.measure == "accuracy"
+    assert judge.margin(0.75) == pytest.approx((0.75 * 0.25 / len(data.held_out)) ** 0.5)
+    assert Judge(teacher, training_data(X, tested=True)).margin(-0.1) == 0.0
+
+
+def test_a_run_takes_the_optimizer_that_it_is_given(tmp_path: Path) -> None:
+    found = compress(
+        tmp_path / "run", optimizer="muon", augment="crop+flip+cutmix", recover="2epochs"
+    )
+    (learned,) = found.metrics["recover"]
+    assert (learned["optimizer"], learned["rate"]) == ("muon", 3e-3)
+    assert (learned["augment"], learned["mirrored"]) == ("crop+flip+cutmix", True)
+
+
 # -- in a run --------------------------------------------------------------------------------------
 def compress(out: Path, **options: Any) -> Any:
     asked = {"data": (X, Y), "budget": "0.5 macs", "recover": "3epochs", "export": "checkpoint"}
@@ -361,6 +379,9 @@ def test_small_batches_and_batch_norms_do_not_go_together(teacher: Network, smal
         ({"learn_from": "logit"}, "unknown loss `logit`"),
         ({"learn_from": "labels", "data": X}, "needs labels, the data has none"),
         ({"augment": "turn"}, "augment is `turn`"),
+        ({"augment": "none", "mirrored": True}, "mirrors no image"),
+        ({"optimizer": "lion"}, "optimizer `lion` is not known"),
+        ({"recover": None, "optimizer": "muon"}, "optimizer says how to recover"),
         ({"rate": -1.0}, "a rate of -1"),
         ({"recover": None, "rate": 0.1}, "rate says how to recover"),
     ],
