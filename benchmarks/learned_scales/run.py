@@ -116,7 +116,8 @@ def _learned(
         found = learn_language_blocks(
             run, made.model, made.weights, text()[WATCHED:], how, f"{name}/blocks"
         )
-        facts = {"block_steps": how.steps, "seconds": found.seconds, "errors": found.errors}
+        seconds = sum(row["seconds"] for row in found.errors)
+        facts = {"block_steps": how.steps, "seconds": seconds, "errors": found.errors}
         model = made.model.with_vectors(found.vectors)
         return Made(made.plan, found.weights, model, facts)  # type: ignore[arg-type]
     made = recover(

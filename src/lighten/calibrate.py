@@ -145,7 +145,7 @@ class Stream:
             tick()
         return self
 
-    def tail(self, which: slice | list[int], hidden: Tensor) -> Tensor:
+    def tail(self, which: slice, hidden: Tensor) -> Tensor:
         """What the head is given for windows whose hidden states leave the last block."""
         for passage in self.passages:
             passage.given = hidden

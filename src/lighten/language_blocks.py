@@ -8,9 +8,7 @@ windows is not learned from; a block keeps the state that does best there, the g
 In memory: one block with what learns of it, and the hidden states of the windows twice over.
 
     recover/blocks/fisher-<i>.safetensors      the metric behind block i
-    recover/blocks/fisher-in.safetensors       the same at the input of the first
     recover/blocks/<i>.safetensors             what block i learned, and its errors
-    recover/blocks/ends.safetensors            the same of what is in no block
 
 *Source:* Li et al. 2021 (BRECQ, arXiv 2102.05426), algorithm 1, with a full Fisher matrix per
 block; Chen et al. 2024 (EfficientQAT, arXiv 2407.11062), section 3.2: all parameters of a block,
@@ -32,9 +30,7 @@ from lighten.allocator import kept_memory
 from lighten.block_metric import Metric, fishers
 from lighten.blockwise import held_quarter
 from lighten.calibrate import Stream
-from lighten.descent import descend
 from lighten.devices import best_precision
-from lighten.language_ends import learn_ends
 from lighten.language_student import attach
 from lighten.learned_weight import LearnedVector, LearnedWeight, learnable
 from lighten.model import Model
@@ -46,8 +42,8 @@ from lighten.types import Compressed
 FACTS = ("before", "after", "seconds")
 """Of a block: nats per token on held-out windows, and how long it learned."""
 
-ENDS = "ends"
-"""What is in no block: it learns after them, see lighten.language_ends."""
+CHECKS = 3
+"""Times that a block is judged on held-out windows, beside the state that it begins with."""
 
 LEAST = 4
 """Windows without which there is none to hold out."""
@@ -88,7 +84,7 @@ class BlockWeights(Mapping[str, Compressed]):
 
     def __init__(self, run: Run, folder: str, old: Mapping[str, Compressed], model: Model) -> None:
         self.run, self.folder, self.old = run, folder, old
-        self.places = {la.name: ENDS if la.block is None else la.block for la in model.layers}
+        self.blocks = {la.name: la.block for la in model.layers if la.block is not None}
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.old)
@@ -98,16 +94,16 @@ class BlockWeights(Mapping[str, Compressed]):
 
     def __getitem__(self, name: str) -> Compressed:
         weight = self.old[name]
-        parts = self._parts(self.places[name], name)
+        parts = self._parts(self.blocks[name], name) if name in self.blocks else {}
         if not parts:
             return weight
         return Compressed(weight.spec, weight.shape, weight.format, parts)
 
-    def _parts(self, place: int | str, name: str) -> dict[str, Tensor]:
+    def _parts(self, block: int, name: str) -> dict[str, Tensor]:
         from safetensors import safe_open
 
         found = {}
-        with safe_open(self.run.path(f"{self.folder}/{place}.safetensors"), "pt") as file:
+        with safe_open(self.run.path(f"{self.folder}/{block}.safetensors"), "pt") as file:
             for key in file.keys():  # noqa: SIM118  (no mapping)
                 kind, _, rest = key.partition("@")
                 if kind.startswith("part.") and rest == name:
@@ -117,17 +113,11 @@ class BlockWeights(Mapping[str, Compressed]):
 
 @dataclass(frozen=True, eq=False)
 class LearnedBlocks:
-    """weights: of the whole model. vectors: norms and biases by name. errors: rows of FACTS, ends:
-    the same of what is in no block."""
+    """weights: of the whole model. vectors: norms and biases by name. errors: rows of FACTS."""
 
     weights: Mapping[str, Compressed]
     vectors: dict[str, Tensor]
     errors: list[dict[str, Any]]
-    ends: dict[str, float]
-
-    @property
-    def seconds(self) -> float:
-        return self.ends["seconds"] + sum(float(row["seconds"]) for row in self.errors)
 
 
 def learn_language_blocks(
@@ -167,27 +157,17 @@ def learn_language_blocks(
             facts = {key: float(found[key]) for key in FACTS}
             errors.append({"block": model.blocks[index], **facts})
             tick()
-        found = run.tensors(
-            f"{folder}/{ENDS}",
-            lambda: learn_ends(
-                ours, theirs, weights, run.tensors(f"{folder}/fisher-in", dict)["fisher"],
-                steps=how.steps, vectors=how.vectors, seed=how.seed, rate=how.rate,
-            ),
-            given=how.given(),
-        )  # fmt: skip
-    ends = {key: float(found[key]) for key in FACTS}
-    kept = BlockWeights(run, folder, weights, model)
-    return LearnedBlocks(kept, vectors | _vectors(found), errors, ends)
+    return LearnedBlocks(BlockWeights(run, folder, weights, model), vectors, errors)
 
 
 def _fishers(
     run: Run, model: Model, text: Tensor, folder: str, seed: int, device: torch.device | str
 ) -> None:
-    """Store F at the input of the first block and behind every block, unless all are stored."""
-    keys = [f"{folder}/fisher-{i}" for i in (*range(len(model.blocks)), "in")]
+    """Store F behind every block, unless all are stored."""
+    keys = [f"{folder}/fisher-{i}" for i in range(len(model.blocks))]
     if all(run.whole(f"{key}.safetensors") for key in keys):
         return
-    with stage("what errors cost", 2 * len(model.blocks), "blocks") as tick:
+    with stage("what errors cost", 2 * len(keys), "blocks") as tick:
         for index, found in fishers(Stream(model, text, device=device, batch=2), seed, tick):
             run.tensors(keys[index], lambda found=found: {"fisher": found})  # type: ignore[misc]
 
@@ -265,10 +245,31 @@ def _descend(
         found = [float(cost(a, b)) for a, b in pairs]
         return sum(found) / len(found)
 
-    return descend(
-        parameters, lambda at: cost(x[0][at], y[0][at]), error, count=len(x[0]),
-        batch=stream.batch, steps=how.steps, seed=how.seed + index,
-    )  # fmt: skip
+    first = best = error()
+    if not parameters:
+        return first, best
+    kept = [p.detach().clone() for p, _ in parameters]
+    groups = [{"params": [p], "lr": rate} for p, rate in parameters]
+    adam = torch.optim.Adam(groups, betas=(0.9, 0.99))
+    cosine = torch.optim.lr_scheduler.CosineAnnealingLR(adam, max(how.steps, 1))
+    generator, order = torch.Generator().manual_seed(how.seed + index), list[int]()
+    for step in range(1, how.steps + 1):
+        if len(order) < stream.batch:
+            order = torch.randperm(len(x[0]), generator=generator).tolist()
+        at, order = order[: stream.batch], order[stream.batch :]
+        loss = cost(x[0][at], y[0][at])
+        adam.zero_grad()
+        torch.autograd.backward(loss)
+        adam.step()
+        cosine.step()
+        if step % max(1, how.steps // CHECKS) == 0 or step == how.steps:
+            now = error()
+            if now < best:  # not so where it is NaN
+                best, kept = now, [p.detach().clone() for p, _ in parameters]
+    with torch.no_grad():
+        for (p, _), value in zip(parameters, kept, strict=True):
+            p.copy_(value)
+    return first, best
 
 
 def _parts(found: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:

@@ -210,7 +210,7 @@ def _by_blocks(
     facts = {
         "taken": "yes" if now <= was else "no", "steps": how.steps, "mode": how.mode,
         "watched_kld_before": was, "watched_kld_after": now,
-        "seconds": found.seconds, "errors": found.errors, "ends": found.ends,
+        "seconds": sum(row["seconds"] for row in found.errors), "errors": found.errors,
     }  # fmt: skip
     return new if now <= was else given, facts
 

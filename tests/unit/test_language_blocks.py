@@ -13,11 +13,9 @@ from lighten import language_blocks
 from lighten.block_metric import Metric, fishers
 from lighten.calibrate import Stream
 from lighten.language_blocks import Learning, learn_language_blocks
-from lighten.language_ends import learn_ends
 from lighten.model import open_model
 from lighten.registry import formats
 from lighten.run import Run
-from lighten.solve import Dense
 from lighten.types import Compressed, Spec
 
 Tiny = Callable[..., Path]
@@ -57,12 +55,8 @@ def test_blocks_learn_in_the_same_bytes(tiny: Tiny, tmp_path: Path, family: str,
     assert list(found.weights) == list(weights)
     changed = [n for n in weights if not found.weights[n].dense().equal(weights[n].dense())]
     inside = {layer.name for layer in model.layers if layer.block is not None}
-    outside = {la.name for la in model.layers if la.block is None and la.kind != "positions"}
-    assert inside & set(changed)
-    assert found.ends["after"] <= found.ends["before"]
-    assert bool(outside & set(changed)) == (found.ends["after"] < found.ends["before"])
-    kept = [n for n in outside if not codes(found.weights[n]).equal(codes(weights[n]))]
-    assert not kept  # of these scales learn alone
+    assert changed
+    assert set(changed) <= inside
     assert all(found.weights[n].nbytes() == weights[n].nbytes() for n in weights)
     if mode == "scales":
         assert all(codes(found.weights[n]).equal(codes(weights[n])) for n in weights)
@@ -105,30 +99,9 @@ def test_a_block_that_only_gets_worse_is_left_as_it_was(tiny: Tiny, tmp_path: Pa
     with Run.open(tmp_path, {}) as run:
         how = Learning(6, "scales", rate=1e4)
         found = learn_language_blocks(run, model, weights, TEXT, how, "blocks")
-    assert all(row["after"] == row["before"] for row in (*found.errors, found.ends))
+    assert all(row["after"] == row["before"] for row in found.errors)
     assert all(found.weights[n].dense().equal(weights[n].dense()) for n in weights)
     assert all(v.equal(model.tensors[n].load().float()) for n, v in found.vectors.items())
-
-
-@pytest.mark.parametrize("family", ["llama", "gemma3_text"])  # two matrices; one for both
-def test_what_is_in_no_block_learns_from_logits(tiny: Tiny, tmp_path: Path, family: str) -> None:
-    """With blocks as they are, the original's logits come nearer by embedding, head and norm."""
-    model = open_model(tiny(family))
-    weights = rounded(model)
-    with Run.open(tmp_path, {}) as run:
-        language_blocks._fishers(run, model, TEXT, "f", 0, "cpu")
-        fisher = run.tensors("f/fisher-in", dict)["fisher"]
-    outside = [la.name for la in model.layers if la.block is None and la.name in weights]
-    theirs = Stream(model, TEXT, batch=2).through()
-    ours = Stream(model, TEXT, weights=Dense(weights, outside), batch=2)
-    for index in ours:
-        ours.advance(index, ours.load(index, Dense(weights)))
-    found = learn_ends(ours, theirs, weights, fisher, steps=30, vectors=True, seed=0)
-    # eight windows of sixteen tokens say little of the rows of others: one matrix may stay
-    assert float(found["after"]) <= float(found["before"])
-    assert family != "llama" or float(found["after"]) < float(found["before"])
-    names = {key.partition("@")[2] for key in found if "@" in key}
-    assert set(outside) < names  # the last norm too
 
 
 def test_the_metric_is_the_fisher_form() -> None:
@@ -142,7 +115,7 @@ def test_the_metric_is_the_fisher_form() -> None:
 def test_fishers_come_from_the_last_block_to_the_first(tiny: Tiny) -> None:
     model = open_model(tiny("llama"))
     found = list(fishers(Stream(model, TEXT[:4], batch=2)))
-    assert [index for index, _ in found] == [*reversed(range(len(model.blocks))), -1]
+    assert [index for index, _ in found] == list(reversed(range(len(model.blocks))))
     for _, f in found:
         assert torch.allclose(f, f.T, atol=1e-6)
         assert float(f.diagonal().min()) > 0
