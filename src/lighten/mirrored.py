@@ -34,9 +34,7 @@ class Mirrored(nn.Module):
         return (outputs_of(self.teacher(images)) + outputs_of(self.teacher(images.flip(-1)))) / 2
 
 
-def mirrors(
-    asked: bool | None, teacher: Network, lesson: Lesson, course: ImageCourse
-) -> bool:  # fmt: skip
+def mirrors(asked: bool | None, teacher: Network, lesson: Lesson, course: ImageCourse) -> bool:
     """Whether the teacher looks twice. asked: None: where that makes sense.
 
     It does where images are mirrored, where its logits are of the whole image, and where the lesson
