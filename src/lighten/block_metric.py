@@ -48,7 +48,8 @@ class Metric:
 def fishers(
     stream: Stream, seed: int = 0, tick: Callable[[], None] = lambda: None
 ) -> Iterator[tuple[int, Tensor]]:
-    """(block, F at its output), the last block first. `tick` is called 2 x blocks times.
+    """(block, F at its output), the last block first, then (-1, F at the input of the first block).
+    `tick` is called 2 x blocks times.
 
     Memory is one block, and one F; the inputs of all blocks are in a temporary file. The stream
     must be at its beginning, and is used up.
@@ -63,9 +64,10 @@ def fishers(
         for index in reversed(range(len(stream))):
             g = above.reshape(-1, above.shape[-1])
             yield index, g.T @ g / len(g)
-            if index:
-                above = _below(stream, index, inputs.get(index, stream.hidden), above)
+            above = _below(stream, index, inputs.get(index, stream.hidden), above)
             tick()
+    g = above.reshape(-1, above.shape[-1])
+    yield -1, g.T @ g / len(g)
 
 
 def _below(stream: Stream, index: int, hidden: Tensor, above: Tensor) -> Tensor:

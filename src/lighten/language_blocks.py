@@ -4,11 +4,13 @@ A block gets the inputs that the compressed model gives it, as learned so far, a
 what the original has behind that block, so it also takes back what blocks before it have lost.
 What counts is the cost of the error to the whole model (lighten.block_metric). A quarter of the
 windows is not learned from; a block keeps the state that does best there, the given one included.
+The head, which is in no block, comes last (lighten.language_head).
 
 In memory: one block with what learns of it, and the hidden states of the windows twice over.
 
-    recover/blocks/fisher-<i>.safetensors      the metric behind block i
+    recover/blocks/fisher-<i>.safetensors      the metric behind block i, fisher-in: before block 0
     recover/blocks/<i>.safetensors             what block i learned, and its errors
+    recover/blocks/head.safetensors            the head's codes and scales, and its errors
 
 *Source:* Li et al. 2021 (BRECQ, arXiv 2102.05426), algorithm 1, with a full Fisher matrix per
 block; Chen et al. 2024 (EfficientQAT, arXiv 2407.11062), section 3.2: all parameters of a block,
@@ -31,19 +33,23 @@ from lighten.block_metric import Metric, fishers
 from lighten.blockwise import held_quarter
 from lighten.calibrate import Stream
 from lighten.devices import best_precision
+from lighten.language_head import learn_head
 from lighten.language_student import attach
 from lighten.learned_weight import LearnedVector, LearnedWeight, learnable
 from lighten.model import Model
 from lighten.progress import stage
 from lighten.run import Run
 from lighten.solve import Dense
-from lighten.types import Compressed
+from lighten.types import Compressed, Layer
 
 FACTS = ("before", "after", "seconds")
 """Of a block: nats per token on held-out windows, and how long it learned."""
 
 CHECKS = 3
 """Times that a block is judged on held-out windows, beside the state that it begins with."""
+
+HEAD = "head"
+"""The name of what the head learned."""
 
 LEAST = 4
 """Windows without which there is none to hold out."""
@@ -84,7 +90,9 @@ class BlockWeights(Mapping[str, Compressed]):
 
     def __init__(self, run: Run, folder: str, old: Mapping[str, Compressed], model: Model) -> None:
         self.run, self.folder, self.old = run, folder, old
-        self.blocks = {la.name: la.block for la in model.layers if la.block is not None}
+        self.places: dict[str, int | str]
+        self.places = {la.name: la.block for la in model.layers if la.block is not None}
+        self.places |= {la.name: HEAD for la in model.layers if _is_head(la)}
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.old)
@@ -94,16 +102,16 @@ class BlockWeights(Mapping[str, Compressed]):
 
     def __getitem__(self, name: str) -> Compressed:
         weight = self.old[name]
-        parts = self._parts(self.blocks[name], name) if name in self.blocks else {}
+        parts = self._parts(self.places[name], name) if name in self.places else {}
         if not parts:
             return weight
         return Compressed(weight.spec, weight.shape, weight.format, parts)
 
-    def _parts(self, block: int, name: str) -> dict[str, Tensor]:
+    def _parts(self, place: int | str, name: str) -> dict[str, Tensor]:
         from safetensors import safe_open
 
         found = {}
-        with safe_open(self.run.path(f"{self.folder}/{block}.safetensors"), "pt") as file:
+        with safe_open(self.run.path(f"{self.folder}/{place}.safetensors"), "pt") as file:
             for key in file.keys():  # noqa: SIM118  (no mapping)
                 kind, _, rest = key.partition("@")
                 if kind.startswith("part.") and rest == name:
@@ -113,7 +121,8 @@ class BlockWeights(Mapping[str, Compressed]):
 
 @dataclass(frozen=True, eq=False)
 class LearnedBlocks:
-    """weights: of the whole model. vectors: norms and biases by name. errors: rows of FACTS."""
+    """weights: of the whole model. vectors: norms and biases by name. errors: rows of FACTS, one
+    for each block and one for the head, where it has anything to learn."""
 
     weights: Mapping[str, Compressed]
     vectors: dict[str, Tensor]
@@ -132,6 +141,7 @@ def learn_language_blocks(
     count = min(len(text), WINDOWS) // (LEAST * size) * LEAST * size
     text = text[:count]
     _fishers(run, model, text[: min(FISHER_WINDOWS, count)], folder, how.seed, device)
+    head = next(la for la in model.layers if _is_head(la))
     outside = [la.name for la in model.layers if la.block is None and la.name in weights]
     theirs = Stream(model, text, device=device, batch=size)
     ours = Stream(model, text, weights=Dense(weights, outside), device=device, batch=size)
@@ -142,7 +152,7 @@ def learn_language_blocks(
             theirs.advance(index, theirs.load(index))
 
             def learn(index: int = index, names: list[str] = names) -> dict[str, Tensor]:
-                metric = Metric.of(run.tensors(f"{folder}/fisher-{index}", dict)["fisher"])
+                metric = Metric.of(run.tensors(_fisher(folder, index), dict)["fisher"])
                 return _learned(ours, index, theirs.hidden, weights, names, metric, how)
 
             found = run.tensors(f"{folder}/{index}", learn, given=how.given())
@@ -157,19 +167,51 @@ def learn_language_blocks(
             facts = {key: float(found[key]) for key in FACTS}
             errors.append({"block": model.blocks[index], **facts})
             tick()
+    found = run.tensors(
+        f"{folder}/{HEAD}", lambda: _head(run, theirs, weights, head, how, folder),
+        given=how.given(),
+    )  # fmt: skip
+    if found:
+        facts = {key: float(found[key]) for key in FACTS}
+        errors.append({"block": head.name, **facts})
     return LearnedBlocks(BlockWeights(run, folder, weights, model), vectors, errors)
 
 
 def _fishers(
     run: Run, model: Model, text: Tensor, folder: str, seed: int, device: torch.device | str
 ) -> None:
-    """Store F behind every block, unless all are stored."""
-    keys = [f"{folder}/fisher-{i}" for i in range(len(model.blocks))]
-    if all(run.whole(f"{key}.safetensors") for key in keys):
+    """Store F behind every block and before the first, unless all are stored."""
+    count = len(model.blocks)
+    if all(run.whole(f"{_fisher(folder, i)}.safetensors") for i in range(-1, count)):
         return
-    with stage("what errors cost", 2 * len(keys), "blocks") as tick:
+    with stage("what errors cost", 2 * count, "blocks") as tick:
         for index, found in fishers(Stream(model, text, device=device, batch=2), seed, tick):
-            run.tensors(keys[index], lambda found=found: {"fisher": found})  # type: ignore[misc]
+            key = _fisher(folder, index)
+            run.tensors(key, lambda found=found: {"fisher": found})  # type: ignore[misc]
+
+
+def _fisher(folder: str, index: int) -> str:
+    return f"{folder}/fisher-{'in' if index < 0 else index}"
+
+
+def _head(
+    run: Run, theirs: Stream, weights: Mapping[str, Compressed], head: Layer, how: Learning,
+    folder: str,
+) -> dict[str, Tensor]:  # fmt: skip
+    """What the head learned, stored as of a block; nothing where codes may not move, or the format
+    ties those of neighbours."""
+    weight = weights.get(head.name)
+    if how.mode != "all" or not weight or not learnable(weight) or weight.format.step != 1:
+        return {}
+    both = head.kind == "embedding+head"
+    fisher = run.tensors(_fisher(folder, -1), dict)["fisher"] if both else None
+    new, facts = learn_head(theirs, weight, fisher)
+    found = {f"part.{key}@{head.name}": part for key, part in new.parts.items()}
+    return found | {key: torch.tensor(facts[key]) for key in FACTS}
+
+
+def _is_head(layer: Layer) -> bool:
+    return "head" in layer.kind.split("+")
 
 
 def _learned(

@@ -15,6 +15,7 @@ coordinate.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -141,10 +142,18 @@ def _decode(
 
 
 def descend(
-    w: Tensor, hessian: Tensor, fmt: Format, codes: Tensor, grid: Grid, passes: int
+    w: Tensor,
+    hessian: Tensor,
+    fmt: Format,
+    codes: Tensor,
+    grid: Grid,
+    passes: int,
+    pull: Tensor | None = None,
 ) -> tuple[Tensor, Grid]:
     """Better codes and grid, by exact line search along every scale and every code in turn.
 
+    hessian: (in, in), or (out, in, in), one for each row. pull: (out, in), half the negative
+    gradient of the error where the codes are now; None: (w - q) H, q what they stand for.
     What does not stay (grid entry "mask", see sweep) is zero and does not move.
     """
     if fmt.step != 1:
@@ -154,8 +163,7 @@ def descend(
     grid = {k: g.clone() for k, g in grid.items() if k != "mask"}
     q = _column_major(_decode(fmt, codes, grid, 0, kept, 0))
     codes = _column_major(codes)
-    # half the negative gradient of the error with respect to q
-    pull = _column_major((w - q) @ hessian)
+    pull = _column_major(_times(w - q, hessian) if pull is None else pull)
     n = w.shape[1]
     width = (fmt.block or n) if grid else 128
     for _ in range(passes):
@@ -165,9 +173,9 @@ def descend(
             part = {k: g[:, b : b + 1] for k, g in grid.items()}
             stay = None if kept is None else kept[:, span]
             moved = _descend_block(fmt, codes[:, span], part, q[:, span], pull[:, span],
-                                   hessian[span, span], stay)  # fmt: skip
-            pull[:, :start].addmm_(moved, hessian[span, :start], alpha=-1)
-            pull[:, start + width :].addmm_(moved, hessian[span, start + width :], alpha=-1)
+                                   hessian[..., span, span], stay)  # fmt: skip
+            _follow(pull[:, :start], moved, hessian[..., span, :start])
+            _follow(pull[:, start + width :], moved, hessian[..., span, start + width :])
     return codes.contiguous(), grid if mask is None else grid | {"mask": mask}
 
 
@@ -188,7 +196,7 @@ def _descend_block(
     sub = fmt.sub if fmt.sub > 1 else 64  # longer blocks are visited in pieces that fit the cache
     for i, start in enumerate(range(0, width, sub)):
         span = slice(start, min(start + sub, width))
-        part, hs = (codes[:, span], q[:, span], pull[:, span]), h[span, span]
+        part, hs = (codes[:, span], q[:, span], pull[:, span]), h[..., span, span]
         was = part[1].clone()
         local = part[2].clone()
         for name, entry in grid.items():
@@ -196,15 +204,16 @@ def _descend_block(
                 stay = None if kept is None else kept[:, span]
                 _move_scale(fmt, part[0], grid, name, entry[:, 0, i], start, part[1], local, hs,
                             stay)  # fmt: skip
-        diagonal = hs.diagonal().tolist()
+        diagonal = hs.diagonal(dim1=-2, dim2=-1)
+        own: Any = diagonal.tolist() if hs.dim() == 2 else diagonal.T[..., None]
         for j in range(part[1].shape[1]):
-            target = part[1][:, j : j + 1] + local[:, j : j + 1] / diagonal[j]
+            target = part[1][:, j : j + 1] + local[:, j : j + 1] / own[j]
             code = fmt.encode(target, grid, start + j)
             new = _decode(fmt, code, grid, start + j, kept, start + j)
-            local.addmm_(new - part[1][:, j : j + 1], hs[j : j + 1], alpha=-1)
+            _follow(local, new - part[1][:, j : j + 1], hs[..., j : j + 1, :])
             part[1][:, j : j + 1] = new
             part[0][:, j : j + 1] = code
-        pull.addmm_(part[1] - was, h[span], alpha=-1)
+        _follow(pull, part[1] - was, h[..., span, :])
     return q - before
 
 
@@ -218,9 +227,24 @@ def _move_scale(
     base = _decode(fmt, codes, grid, start, kept, 0)
     entry.fill_(1)
     slope = _decode(fmt, codes, grid, start, kept, 0) - base
-    curvature = ((slope @ h) * slope).sum(1)
+    curvature = (_times(slope, h) * slope).sum(1)
     step = (slope * pull).sum(1) / curvature
     entry.copy_(fmt.settle(name, torch.where(curvature > 0, old + step, old)))
     new = _decode(fmt, codes, grid, start, kept, 0)
-    pull.addmm_(new - q, h, alpha=-1)
+    _follow(pull, new - q, h)
     q.copy_(new)
+
+
+def _times(v: Tensor, h: Tensor) -> Tensor:
+    """v (out, k) times h (k, n), or each row times its own of h (out, k, n)."""
+    return v @ h if h.dim() == 2 else (v[:, None] @ h)[:, 0]
+
+
+def _follow(pull: Tensor, moved: Tensor, h: Tensor) -> None:
+    """What is left of the pull (out, n) after some columns have moved (out, k); h: their rows."""
+    if h.dim() == 2:
+        pull.addmm_(moved, h, alpha=-1)
+    elif h.shape[1] == 1:
+        pull.sub_(moved * h[:, 0])
+    else:
+        pull.sub_(_times(moved, h))

@@ -175,3 +175,30 @@ def test_descent_ends_where_no_single_code_can_be_bettered(name: str) -> None:
             other = codes.clone()
             other[:, j] = (other[:, j].int() + step).clamp(0, 15).to(torch.uint8)
             assert (errors(w, fmt.decode(other, grid), h) >= reached * (1 - 1e-5)).all()
+
+
+@pytest.mark.parametrize("name", GRIDDED)
+def test_descent_by_a_hessian_of_each_row_is_that_of_the_rows_alone(name: str) -> None:
+    fmt, w = formats[name], weight(3)
+    each = torch.stack([Factor.of(hessian(seed)).hessian for seed in range(len(w))])
+    grid = fmt.fit(w)
+    codes = fmt.encode(w, grid)
+    together = fmt.decode(*descend(w, each, fmt, codes, grid, 2))
+    for i, h in enumerate(each):
+        row = slice(i, i + 1)
+        own = {k: g[row] for k, g in grid.items()}
+        alone = fmt.decode(*descend(w[row], h, fmt, codes[row], own, 2))
+        now, was = (errors(w[row], q, h) for q in (together[row], fmt.decode(codes[row], own)))
+        assert now <= was * (1 + 1e-4)
+        assert torch.allclose(now, errors(w[row], alone, h), rtol=1e-2)
+
+
+def test_descent_follows_the_pull_that_it_is_given() -> None:
+    """The error (q - t) H (q - t) has half the negative gradient (t - q) H, whatever w is."""
+    fmt, w, h = formats["int4_channel_sym"], weight(0), Factor.of(hessian(0)).hessian
+    grid = fmt.fit(w)
+    codes = fmt.encode(w, grid)
+    q = fmt.decode(codes, grid)
+    wanted = descend(w, h, fmt, codes, grid, 2)
+    found = descend(torch.zeros_like(w), h, fmt, codes, grid, 2, (w - q) @ h)
+    assert torch.equal(found[0], wanted[0])
