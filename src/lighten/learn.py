@@ -10,7 +10,7 @@ same call, to the same result: on a CPU to the bit.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -82,6 +82,7 @@ def learn(
     keep_given: bool = True,
     before_step: Sequence[Hook] = (),
     after_step: Sequence[Hook] = (),
+    given: Mapping[str, Any] | None = None,
     name: str = "learn",
 ) -> Learned:
     """Train `student` in place; at the end it holds the best state seen, the given one included
@@ -98,7 +99,8 @@ def learn(
     precision: "32-true", "bf16-mixed", "auto". devices, strategy: as Lightning Fabric has them
     ("ddp" with devices=2 runs the calling script once more), "fsdp" spreads weights, gradients and
     the optimizer's state over them (lighten.sharding). before_step is called with the steps done so
-    far, after_step, while gradients are still there, with one more.
+    far, after_step, while gradients are still there, with one more. given: what else the result
+    depends on; what lies in `folder` goes on only where that, and all above, is the same.
 
     Raises WrongUse, BadInput (data that ends early, labels out of range), BadOutput where a loss is
     not finite (the student then holds the best state before), MissingPackage without `lightning`.
@@ -120,7 +122,8 @@ def learn(
         "average": average, "patience": patience, "every": every,
         "keep_given": keep_given, "lesson": str(lesson),
         "precision": str(fabric._precision.precision), "processes": fabric.world_size,
-        "count": getattr(data, "count", None), "student": digest(*student.state_dict().values()),
+        "count": getattr(data, "count", None), "augment": getattr(data, "augment", None),
+        "given": dict(given or {}), "student": digest(*student.state_dict().values()),
     }  # fmt: skip
     gpus = [fabric.device.index or 0] if fabric.device.type == "cuda" else []
     with torch.random.fork_rng(devices=gpus):

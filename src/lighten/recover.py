@@ -129,7 +129,7 @@ def recover(
             optimizer=optimizer, patience=patience, average=average, clip=clip,
             accumulate=accumulate, precision=precision, accelerator=accelerator, devices=devices,
             strategy=strategy, after_step=held, keep_given=keep_given,
-            name="recover",
+            given={"mirrored": twice}, name="recover",
         )  # fmt: skip
     for parameter in trained:
         parameter.requires_grad_(False)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor, nn
 
 from lighten.course import ImageCourse
-from lighten.errors import WrongUse
+from lighten.errors import ChangedRequest, WrongUse
 from lighten.lesson import Lesson
 from lighten.mirrored import Mirrored, mirrors
 from lighten.network import Network
@@ -93,3 +95,21 @@ def test_recovery_learns_from_both_and_says_so() -> None:
 
     assert away(found[None].network) < away(student)
     assert away(found[None].network) != away(found[False].network)
+
+
+def test_a_folder_goes_on_only_with_what_it_was_begun_with(tmp_path: Path) -> None:
+    pytest.importorskip("lightning")
+    small, teacher = classifier(1), classifier()
+
+    def go(augment: str = "flip", mirrored: bool | None = None) -> None:
+        data = training_data(X, tested=True, augment=augment)
+        recover(small, teacher, data, length="2steps", batch=16, folder=tmp_path, mirrored=mirrored)
+
+    go()
+    go()
+    with pytest.raises(ChangedRequest) as error:
+        go(mirrored=False)
+    assert "mirrored" in error.value.hint
+    with pytest.raises(ChangedRequest) as error:
+        go("crop+flip")
+    assert "augment: flip -> crop+flip" in error.value.hint
