@@ -52,7 +52,7 @@ def test_it_comes_nearer_on_windows_that_were_held_out(tiny: Tiny, family: str) 
 
 
 def test_where_nothing_is_known_of_a_row_it_stays() -> None:
-    head, weight, hidden = problem()
+    head, _weight, hidden = problem()
     far = head.weight.clone()
     far[3] = 0
     bias = torch.zeros(ROWS)
