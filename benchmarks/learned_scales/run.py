@@ -28,7 +28,8 @@ import peer
 from lighten import pipeline
 from lighten.allocate import allocate
 from lighten.data import Corpus, load_text
-from lighten.language_blocks import FACTS, Learning, learn_language_blocks
+from lighten.language_blocks import Learning, learn_language_blocks
+from lighten.learned_blocks import FACTS
 from lighten.model import open_model
 from lighten.progress import note
 from lighten.recover_language import BLOCK_STEPS, RATE, WATCHED, Made, lessons, recover

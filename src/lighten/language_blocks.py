@@ -20,7 +20,7 @@ with straight-through rounding.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,6 +35,7 @@ from lighten.calibrate import Stream
 from lighten.devices import best_precision
 from lighten.language_head import learn_head
 from lighten.language_student import attach
+from lighten.learned_blocks import FACTS, HEAD, LearnedBlocks, is_head, parts_of, vectors_of
 from lighten.learned_weight import LearnedVector, LearnedWeight, learnable
 from lighten.model import Model
 from lighten.progress import stage
@@ -42,19 +43,13 @@ from lighten.run import Run
 from lighten.solve import Dense
 from lighten.types import Compressed, Layer
 
-FACTS = ("before", "after", "seconds")
-"""Of a block: nats per token on held-out windows, and how long it learned."""
-
 CHECKS = 3
 """Times that a block is judged on held-out windows, beside the state that it begins with."""
-
-HEAD = "head"
-"""The name of what the head learned."""
 
 LEAST = 4
 """Windows without which there is none to hold out."""
 
-WINDOWS = 144
+WINDOWS = 192
 """That blocks learn from and are judged by, at most."""
 
 FISHER_WINDOWS = 16
@@ -63,7 +58,7 @@ FISHER_WINDOWS = 16
 TOKENS = 1024
 """In a step."""
 
-RATES = {"row": 2e-4, "vector": 2e-4, "theta": 5e-5, "offset": 5e-3}
+RATES = {"row": 2e-4, "vector": 2e-4, "theta": 5e-5, "offset": 4e-3}
 """Of rows and vectors, of the grid's entries (shares of their magnitude), of codes (steps)."""
 
 
@@ -85,50 +80,6 @@ class Learning:
         }  # fmt: skip
 
 
-class BlockWeights(Mapping[str, Compressed]):
-    """Compressed weights, those of blocks that learned as they are stored in the run."""
-
-    def __init__(self, run: Run, folder: str, old: Mapping[str, Compressed], model: Model) -> None:
-        self.run, self.folder, self.old = run, folder, old
-        self.places: dict[str, int | str]
-        self.places = {la.name: la.block for la in model.layers if la.block is not None}
-        self.places |= {la.name: HEAD for la in model.layers if _is_head(la)}
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.old)
-
-    def __len__(self) -> int:
-        return len(self.old)
-
-    def __getitem__(self, name: str) -> Compressed:
-        weight = self.old[name]
-        parts = self._parts(self.places[name], name) if name in self.places else {}
-        if not parts:
-            return weight
-        return Compressed(weight.spec, weight.shape, weight.format, parts)
-
-    def _parts(self, place: int | str, name: str) -> dict[str, Tensor]:
-        from safetensors import safe_open
-
-        found = {}
-        with safe_open(self.run.path(f"{self.folder}/{place}.safetensors"), "pt") as file:
-            for key in file.keys():  # noqa: SIM118  (no mapping)
-                kind, _, rest = key.partition("@")
-                if kind.startswith("part.") and rest == name:
-                    found[kind.removeprefix("part.")] = file.get_tensor(key)
-        return found
-
-
-@dataclass(frozen=True, eq=False)
-class LearnedBlocks:
-    """weights: of the whole model. vectors: norms and biases by name. errors: rows of FACTS, one
-    for each block and one for the head, where it has anything to learn."""
-
-    weights: Mapping[str, Compressed]
-    vectors: dict[str, Tensor]
-    errors: list[dict[str, Any]]
-
-
 def learn_language_blocks(
     run: Run, model: Model, weights: Mapping[str, Compressed], text: Tensor, how: Learning,
     folder: str, device: torch.device | str = "cpu",
@@ -140,13 +91,29 @@ def learn_language_blocks(
     size = min(max(1, TOKENS // text.shape[1]), max(1, len(text) // LEAST))
     count = min(len(text), WINDOWS) // (LEAST * size) * LEAST * size
     text = text[:count]
-    _fishers(run, model, text[: min(FISHER_WINDOWS, count)], folder, how.seed, device)
-    head = next(la for la in model.layers if _is_head(la))
+    places = [*range(len(model.blocks)), HEAD]
+    given = how.given()
+    if not all(run.whole(f"{folder}/{at}.safetensors", given=given) for at in places):
+        _fishers(run, model, text[: min(FISHER_WINDOWS, count)], folder, how.seed, device)
+        with kept_memory():
+            theirs = _blocks(run, model, weights, text, how, folder, device, size)
+            head = next(la for la in model.layers if is_head(la))
+            run.tensors(
+                f"{folder}/{HEAD}", lambda: _head(run, theirs, weights, head, how, folder),
+                given=given,
+            )  # fmt: skip
+    return LearnedBlocks.of(run, model, weights, folder, given)
+
+
+def _blocks(
+    run: Run, model: Model, weights: Mapping[str, Compressed], text: Tensor, how: Learning,
+    folder: str, device: torch.device | str, size: int,
+) -> Stream:  # fmt: skip
+    """Every block learned and stored; the original's stream behind its last one."""
     outside = [la.name for la in model.layers if la.block is None and la.name in weights]
     theirs = Stream(model, text, device=device, batch=size)
     ours = Stream(model, text, weights=Dense(weights, outside), device=device, batch=size)
-    vectors, errors = dict[str, Tensor](), list[dict[str, Any]]()
-    with kept_memory(), stage("learn blocks", len(ours), "blocks") as tick:
+    with stage("learn blocks", len(ours), "blocks") as tick:
         for index in ours:
             names = [la.name for la in model.layers if la.block == index and la.name in weights]
             theirs.advance(index, theirs.load(index))
@@ -156,25 +123,15 @@ def learn_language_blocks(
                 return _learned(ours, index, theirs.hidden, weights, names, metric, how)
 
             found = run.tensors(f"{folder}/{index}", learn, given=how.given())
-            mine, dense = _vectors(found), dict[str, Tensor]()
+            dense = vectors_of(found)
             for name in names:
                 old = weights[name]
-                parts = _parts(found, name)
+                parts = parts_of(found, name)
                 new = Compressed(old.spec, old.shape, old.format, parts) if parts else old
                 dense[name] = new.dense()
-            ours.advance(index, ours.load(index, dense | mine))
-            vectors |= mine
-            facts = {key: float(found[key]) for key in FACTS}
-            errors.append({"block": model.blocks[index], **facts})
+            ours.advance(index, ours.load(index, dense))
             tick()
-    found = run.tensors(
-        f"{folder}/{HEAD}", lambda: _head(run, theirs, weights, head, how, folder),
-        given=how.given(),
-    )  # fmt: skip
-    if found:
-        facts = {key: float(found[key]) for key in FACTS}
-        errors.append({"block": head.name, **facts})
-    return LearnedBlocks(BlockWeights(run, folder, weights, model), vectors, errors)
+    return theirs
 
 
 def _fishers(
@@ -208,10 +165,6 @@ def _head(
     new, facts = learn_head(theirs, weight, fisher)
     found = {f"part.{key}@{head.name}": part for key, part in new.parts.items()}
     return found | {key: torch.tensor(facts[key]) for key in FACTS}
-
-
-def _is_head(layer: Layer) -> bool:
-    return "head" in layer.kind.split("+")
 
 
 def _learned(
@@ -312,16 +265,3 @@ def _descend(
         for (p, _), value in zip(parameters, kept, strict=True):
             p.copy_(value)
     return first, best
-
-
-def _parts(found: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
-    ends = f"@{name}"
-    return {
-        key.removesuffix(ends).removeprefix("part."): t
-        for key, t in found.items()
-        if key.startswith("part.") and key.endswith(ends)
-    }
-
-
-def _vectors(found: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {k.removeprefix("vector@"): v for k, v in found.items() if k.startswith("vector@")}

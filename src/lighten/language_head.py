@@ -44,8 +44,8 @@ PRIOR = 3.0
 LEAST = 0.3
 """Sum of p (1 - p) without which nothing is known of a row: it stays as it is."""
 
-MEMORY = 2**28
-"""Numbers that Hessians of rows may be at once: 1 GB."""
+MEMORY = 2**27
+"""Numbers that Hessians of rows may be at once: 512 MB."""
 
 HELD_OUT = 16
 """Windows by which the whole is judged, at most."""
@@ -165,8 +165,7 @@ def _moved(hidden: Tensor, head: Head, weight: Compressed, other: Embedding | No
     codes, grid = codes.clone(), {k: g.clone() for k, g in grid.items()}
     now = format.decode(codes, grid)
     found = _rows(hidden, head, now)
-    usual = hidden.T @ hidden / len(hidden)
-    usual = usual.to(device)
+    usual = (hidden.T @ hidden / len(hidden)).to(device)
     known = (found.mass > LEAST).nonzero().flatten()
     known = known[found.mass[known].argsort(descending=True, stable=True)]
     batch = max(1, MEMORY // original.shape[1] ** 2)
@@ -177,7 +176,8 @@ def _moved(hidden: Tensor, head: Head, weight: Compressed, other: Embedding | No
             pull = PRIOR * (error @ usual) - found.gradient[rows]
             if other is not None:
                 fisher, count = other.fisher.to(device), other.count[0].to(device)[rows, None]
-                hessian += count[..., None] * fisher
+                for own, times in zip(hessian, count[:, 0].tolist(), strict=True):
+                    own.add_(fisher, alpha=times)
                 pull += count * (error @ fisher)
             here = {k: g[rows] for k, g in grid.items()}
             best = descend(original[rows], hessian, format, codes[rows], here, PASSES, pull)
