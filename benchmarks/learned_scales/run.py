@@ -40,13 +40,14 @@ from lighten.solve import Weights, solve
 HERE = Path(__file__).parent
 RECIPES: dict[str, dict[str, Any]] = {
     "blocks scales": {"block_mode": "scales", "end": False},
+    "blocks, no head": {"block_mode": "all", "end": False, "head": False},
     "blocks": {"block_mode": "all", "end": False},
     "blocks+end": {"block_mode": "all"},
     "end": {"block_steps": 0},
     "end all": {"block_steps": 0, "mode": "all"},
 }
-"""What learns, norms always: block by block grids, or codes as well, then grids of the whole; or
-only the whole, its codes as well."""
+"""What learns, norms always: block by block grids, or codes as well, and then the head, then grids
+of the whole; or only the whole, its codes as well."""
 
 
 def main() -> None:
@@ -112,15 +113,21 @@ def _learned(
         return lessons(corpus, made.model.tokenizer, 512, first, length)
 
     given = {"block_steps": arguments.block_steps, **recipe}
+    with_head = given.pop("head", True)
     if not given.pop("end", True):
         how = Learning(given["block_steps"], given["block_mode"])
         found = learn_language_blocks(
             run, made.model, made.weights, text()[WATCHED:], how, f"{name}/blocks"
         )
-        seconds = sum(row["seconds"] for row in found.errors)
-        facts = {"block_steps": how.steps, "seconds": seconds, "errors": found.errors}
+        weights, errors = dict(found.weights), found.errors
+        if not with_head:
+            left = [la.name for la in made.model.layers if la.block is None and la.name in weights]
+            weights |= {name: made.weights[name] for name in left}
+            errors = [row for row in errors if row["block"] not in left]
+        seconds = sum(row["seconds"] for row in errors)
+        facts = {"block_steps": how.steps, "seconds": seconds, "errors": errors}
         model = made.model.with_vectors(found.vectors)
-        return Made(made.plan, found.weights, model, facts)  # type: ignore[arg-type]
+        return Made(made.plan, weights, model, facts)  # type: ignore[arg-type]
     made = recover(
         run, made, text, length=f"{steps}steps", learn_from=arguments.learn_from,
         rate=arguments.rate, folder=name, vectors=torch.float32, **given,
