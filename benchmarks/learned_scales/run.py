@@ -55,7 +55,9 @@ def main() -> None:
     parser.add_argument("calibration", type=Path)
     parser.add_argument("test", type=Path)
     parser.add_argument("--sizes", nargs="+", type=int, default=[90_897_760, 80_000_000])
-    parser.add_argument("--recipes", nargs="+", choices=RECIPES, default=["blocks", "blocks+end"])
+    parser.add_argument(
+        "--recipes", nargs="+", choices=RECIPES, default=["blocks, no head", "blocks", "blocks+end"]
+    )
     parser.add_argument("--steps", type=int, default=100, help="of 1024 tokens")
     parser.add_argument("--block-steps", type=int, default=BLOCK_STEPS, help="likewise, each block")
     parser.add_argument("--rate", type=float, default=RATE)
