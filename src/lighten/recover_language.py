@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from lighten.data import Corpus, windows
 from lighten.devices import best_precision, chosen, need_lightning
 from lighten.errors import BadInput, WrongUse
-from lighten.language_blocks import LEAST, Learning, learn_language_blocks
+from lighten.language_blocks import LEAST, WINDOWS, Learning, learn_language_blocks
 from lighten.language_student import LanguageModel, LanguageStudent
 from lighten.learn import learn
 from lighten.learn_state import remove_states
@@ -132,11 +132,13 @@ def take(run: Run, old: Made, new: Made, before: Any, after: Any) -> Made:
 def lessons(corpus: Corpus, tokenizer: Any, size: int, first: int, length: str) -> Tensor:
     """Windows (count, size) to learn from: behind the `first` that are calibrated and measured on.
 
-    Raises BadInput where the text ends before there are two.
+    Few steps together leave no less text to blocks, which learn before. Raises BadInput where the
+    text ends before there are two.
     """
     asked = Length.parse(length)
     batch = max(1, TOKENS // size)
-    most = int(asked.count) * batch if asked.unit == "steps" else 10**8 // size
+    wanted = max(int(asked.count) * batch, WINDOWS)
+    most = wanted if asked.unit == "steps" else 10**8 // size
     found = windows(corpus, tokenizer, size, first + WATCHED + most)[first:]
     if len(found) < 2:
         raise BadInput(

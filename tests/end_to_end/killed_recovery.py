@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from test_recover_language import ASKED, BLOCK_STEPS, TOKENS
+from test_recover_language import ASKED, BLOCK_STEPS, TOKENS, WINDOWS
 
 from lighten import learn_state, pipeline, recover_language
 from lighten.runtimes import llama_cpp
@@ -30,6 +30,7 @@ def main() -> int:
 
     learn_state.place = place
     recover_language.TOKENS, recover_language.BLOCK_STEPS = TOKENS, BLOCK_STEPS
+    recover_language.WINDOWS = WINDOWS
     llama_cpp.speed = lambda path, **_: llama_cpp.Speed(1.0, 2.0, 3.0, 4)
     pipeline.compress(model, data=text, budget="45%", out=Path(out), **ASKED)
     return 1

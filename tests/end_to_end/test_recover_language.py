@@ -14,6 +14,7 @@ import pytest
 
 import lighten
 from lighten import errors, pipeline, recover_language
+from lighten.data import load_text
 from lighten.model import open_model
 from lighten.registry import exporters
 from lighten.results import results  # noqa: F401  (imported before anything is replaced in it)
@@ -22,7 +23,7 @@ from lighten.runtimes import llama_cpp
 pytest.importorskip("lightning")
 
 Tiny = Callable[..., Path]
-TOKENS, BLOCK_STEPS = 128, 4
+TOKENS, BLOCK_STEPS, WINDOWS = 128, 4, 16
 KILLED = Path(__file__).parent / "killed_recovery.py"
 ASKED: dict[str, Any] = {"samples": 4, "length": 32, "recover": "6steps"}
 
@@ -34,6 +35,7 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(llama_cpp, "complete", lambda path, *_, **__: f"and {path.name}")
     monkeypatch.setattr(recover_language, "TOKENS", TOKENS)
     monkeypatch.setattr(recover_language, "BLOCK_STEPS", BLOCK_STEPS)
+    monkeypatch.setattr(recover_language, "WINDOWS", WINDOWS)
 
 
 @pytest.fixture(scope="session")
@@ -160,6 +162,16 @@ def test_killed_while_it_learns_it_goes_on_to_the_same_file(
     assert list((out / "recover" / "learning").glob("step-*.safetensors"))
     again = ask(out)
     assert again.exported.read_bytes() == whole.exported.read_bytes()
+
+
+def test_few_steps_leave_no_less_text_to_blocks(tiny: Tiny, text: Path) -> None:
+    corpus, tokenizer = load_text(text), open_model(tiny("llama")).tokenizer
+
+    def count(length: str) -> int:
+        return len(recover_language.lessons(corpus, tokenizer, 16, 3, length))
+
+    assert count("1steps") == recover_language.WATCHED + WINDOWS
+    assert count("100steps") > count("1steps")
 
 
 def test_too_little_text_and_lessons_that_cannot_be(tiny: Tiny, text: Path, tmp_path: Path) -> None:
