@@ -15,6 +15,7 @@ import pytest
 import lighten
 from lighten import errors, pipeline, recover_language
 from lighten.data import load_text
+from lighten.learned_blocks import is_head
 from lighten.model import open_model
 from lighten.registry import exporters
 from lighten.results import results  # noqa: F401  (imported before anything is replaced in it)
@@ -83,7 +84,7 @@ def test_it_learns_back_in_the_same_bytes_and_once(
     assert facts["watched_kld_after"] <= facts["watched_kld_before"]
     blocks = facts["blocks"]
     model = open_model(tiny(family))
-    head = next(layer.name for layer in model.layers if "head" in layer.kind.split("+"))
+    head = next(layer.name for layer in model.layers if is_head(layer))
     learned = [*model.blocks, *([head] if head in specs and specs[head].format else [])]
     assert [row["block"] for row in blocks["errors"]] == learned
     assert all(row["after"] <= row["before"] for row in blocks["errors"])

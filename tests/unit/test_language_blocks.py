@@ -13,6 +13,7 @@ from lighten import language_blocks
 from lighten.block_metric import Metric, fishers
 from lighten.calibrate import Stream
 from lighten.language_blocks import Learning, learn_language_blocks
+from lighten.learned_blocks import is_head
 from lighten.model import open_model
 from lighten.registry import formats
 from lighten.run import Run
@@ -49,7 +50,7 @@ def test_blocks_learn_in_the_same_bytes(tiny: Tiny, tmp_path: Path, family: str,
     how = Learning(12, mode, rate=1.0 if mode == "all" else 3.0)
     with Run.open(tmp_path, {}) as run:
         found = learn_language_blocks(run, model, weights, TEXT, how, "blocks")
-    outside = [la.name for la in model.layers if "head" in la.kind.split("+")]
+    outside = [la.name for la in model.layers if is_head(la)]
     head = outside if mode == "all" else []
     assert [row["block"] for row in found.errors] == [*model.blocks, *head]
     assert all(row["after"] <= row["before"] for row in found.errors)

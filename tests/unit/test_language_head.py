@@ -15,6 +15,7 @@ from lighten.block_metric import fishers
 from lighten.calibrate import Stream
 from lighten.divergence import Head
 from lighten.language_head import Embedding, learn_head
+from lighten.learned_blocks import is_head
 from lighten.model import open_model
 from lighten.registry import formats
 from lighten.types import Compressed, Spec
@@ -37,7 +38,7 @@ def text(count: int = 32) -> Tensor:
 @pytest.mark.parametrize("family", ["llama", "gemma3_text", "gpt2"])  # two matrices; one for both
 def test_it_comes_nearer_on_windows_that_were_held_out(tiny: Tiny, family: str) -> None:
     model = open_model(tiny(family))
-    (layer,) = (la for la in model.layers if "head" in la.kind.split("+"))
+    (layer,) = (la for la in model.layers if is_head(la))
     weight = rounded(model.weight(layer))
     windows = text()
     fisher = dict(fishers(Stream(model, windows, batch=2)))[-1]
