@@ -17,7 +17,7 @@ NAMES = sorted(losses)
 VARIANTS = {
     "attention": ["metric=mse"],
     "contrastive": ["on=outputs", "width=5"],
-    "decoupled": ["temperature=1:beta=8"],
+    "decoupled": ["temperature=1:beta=8", "target=teacher"],
     "hidden": ["project=least_squares", "channels=last"],
     "labels": ["smoothing=0.1"],
     "logits": ["temperature=4", "direction=reverse", "direction=js:temperature=2"],

@@ -221,6 +221,16 @@ def test_decoupled_parts_add_up_to_the_divergence() -> None:
     assert both == pytest.approx(alone("logits", Seen(s), Seen(t)), rel=1e-4)
 
 
+def test_decoupled_by_the_teachers_class_asks_for_no_label() -> None:
+    s, t = draw(3, 5), draw(3, 5, seed=1)
+    assert Lesson.parse("decoupled:target=teacher").needs == frozenset()
+    own = alone("decoupled:target=teacher", Seen(s), Seen(t))
+    assert own == pytest.approx(alone("decoupled", Seen(s), Seen(t), t.argmax(1)), rel=1e-6)
+    assert own != pytest.approx(alone("decoupled", Seen(s), Seen(t), s.argmax(1)), rel=1e-3)
+    with pytest.raises(WrongUse, match="target"):
+        Lesson.parse("decoupled:target=student")
+
+
 def test_the_bucket_never_says_more_than_all_classes() -> None:
     s, t = Seen(draw(6, 50)), Seen(2 * draw(6, 50, seed=1))
     whole = alone("logits", s, t)
