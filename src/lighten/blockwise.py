@@ -86,9 +86,15 @@ def learn_blocks(
     return twin.freeze(), found
 
 
-def held_quarter(count: int) -> Tensor:
-    """(count,) bool: which examples are held out."""
-    return torch.arange(count) % HELD == HELD - 1
+def held_quarter(count: int, most: int | None = None, size: int = 1) -> Tensor:
+    """(count,) bool: which examples are held out: a quarter of them, evenly spread, or `most` where
+    those are fewer; a multiple of `size`."""
+    held = count // HELD if most is None else min(count // HELD, most)
+    held = held // size * size
+    found = torch.zeros(count, dtype=torch.bool)
+    if held:
+        found[torch.arange(1, held + 1) * count // held - 1] = True
+    return found
 
 
 def _plain(node: fx.Node, value: Any) -> Any:

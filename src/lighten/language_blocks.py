@@ -2,11 +2,12 @@
 
 A block gets the inputs that the compressed model gives it, as learned so far, and is moved towards
 what the original has behind that block, so it also takes back what blocks before it have lost.
-What counts is the cost of the error to the whole model (lighten.block_metric). A quarter of the
-windows is not learned from; a block keeps the state that does best there, the given one included.
+What counts is the cost of the error to the whole model (lighten.block_metric). Some of the windows
+are not learned from; a block keeps the state that does best there, the given one included.
 The head, which is in no block, comes last (lighten.language_head).
 
-In memory: one block with what learns of it, and the hidden states of the windows twice over.
+In memory: one block with what learns of it, and the hidden states of windows: HEAD_WINDOWS of the
+original, WINDOWS of the compressed model.
 
     recover/blocks/fisher-<i>.safetensors      the metric behind block i, fisher-in: before block 0
     recover/blocks/<i>.safetensors             what block i learned, and its errors
@@ -49,8 +50,11 @@ CHECKS = 3
 LEAST = 4
 """Windows without which there is none to hold out."""
 
-WINDOWS = 192
-"""That blocks learn from and are judged by, at most."""
+WINDOWS, JUDGED = 320, 32
+"""That blocks learn from and are judged by, at most, and how many of these judge."""
+
+HEAD_WINDOWS = 640
+"""The same for the head, all of them judged by language_head.HELD_OUT."""
 
 FISHER_WINDOWS = 16
 """That the cost of errors is taken from, at most."""
@@ -76,7 +80,7 @@ class Learning:
         """What a stored block depends on."""
         return {
             "steps": self.steps, "mode": self.mode, "vectors": self.vectors, "seed": self.seed,
-            "rate": self.rate, "rates": RATES, "windows": WINDOWS,
+            "rate": self.rate, "rates": RATES, "windows": [WINDOWS, JUDGED, HEAD_WINDOWS],
         }  # fmt: skip
 
 
@@ -89,14 +93,14 @@ def learn_language_blocks(
     Stored below `folder`; the same call goes on at the block where it stopped, to the same result.
     """
     size = min(max(1, TOKENS // text.shape[1]), max(1, len(text) // LEAST))
-    count = min(len(text), WINDOWS) // (LEAST * size) * LEAST * size
-    text = text[:count]
+    text = text[: min(len(text), HEAD_WINDOWS) // size * size]
+    count = min(len(text), WINDOWS // size * size)
     places = [*range(len(model.blocks)), HEAD]
     given = how.given()
     if not all(run.whole(f"{folder}/{at}.safetensors", given=given) for at in places):
         _fishers(run, model, text[: min(FISHER_WINDOWS, count)], folder, how.seed, device)
         with kept_memory():
-            theirs = _blocks(run, model, weights, text, how, folder, device, size)
+            theirs = _blocks(run, model, weights, text, count, how, folder, device, size)
             head = next(la for la in model.layers if is_head(la))
             run.tensors(
                 f"{folder}/{HEAD}", lambda: _head(run, theirs, weights, head, how, folder),
@@ -106,13 +110,14 @@ def learn_language_blocks(
 
 
 def _blocks(
-    run: Run, model: Model, weights: Mapping[str, Compressed], text: Tensor, how: Learning,
-    folder: str, device: torch.device | str, size: int,
+    run: Run, model: Model, weights: Mapping[str, Compressed], text: Tensor, count: int,
+    how: Learning, folder: str, device: torch.device | str, size: int,
 ) -> Stream:  # fmt: skip
-    """Every block learned and stored; the original's stream behind its last one."""
+    """Every block learned from the first `count` windows and stored; the original's stream of all
+    windows behind its last block."""
     outside = [la.name for la in model.layers if la.block is None and la.name in weights]
     theirs = Stream(model, text, device=device, batch=size)
-    ours = Stream(model, text, weights=Dense(weights, outside), device=device, batch=size)
+    ours = Stream(model, text[:count], weights=Dense(weights, outside), device=device, batch=size)
     with stage("learn blocks", len(ours), "blocks") as tick:
         for index in ours:
             names = [la.name for la in model.layers if la.block == index and la.name in weights]
@@ -120,7 +125,8 @@ def _blocks(
 
             def learn(index: int = index, names: list[str] = names) -> dict[str, Tensor]:
                 metric = Metric.of(run.tensors(_fisher(folder, index), dict)["fisher"])
-                return _learned(ours, index, theirs.hidden, weights, names, metric, how)
+                target = theirs.hidden[: len(ours.hidden)]
+                return _learned(ours, index, target, weights, names, metric, how)
 
             found = run.tensors(f"{folder}/{index}", learn, given=how.given())
             dense = vectors_of(found)
@@ -223,7 +229,7 @@ def _descend(
     parameters: list[tuple[nn.Parameter, float]], metric: Metric, how: Learning,
 ) -> tuple[float, float]:  # fmt: skip
     """Move the parameters to the best state seen; the error on held-out windows before, after."""
-    held = held_quarter(len(target))
+    held = held_quarter(len(target), JUDGED, stream.batch)
     device = torch.device(stream.device)
     halves = best_precision("auto", device.type) == "bf16-mixed"
     x, y = [stream.hidden[~held], stream.hidden[held]], [target[~held], target[held]]

@@ -73,14 +73,14 @@ def learn_head(
     where the weight is the embedding too. The format has to encode columns one by one.
     """
     began = time.monotonic()
-    held = held_quarter(len(theirs.hidden))
+    held = held_quarter(len(theirs.hidden), HELD_OUT)
     hidden = torch.stack([h.cpu() for h in theirs.outputs()])
-    learned, judged = hidden[~held].flatten(0, 1), hidden[held][:HELD_OUT].flatten(0, 1)
+    learned, judged = hidden[~held].flatten(0, 1), hidden[held].flatten(0, 1)
     original, bias = theirs.head
     head = head_of(theirs.model, original, bias)
     other = None
     if fisher is not None:
-        rows = [theirs.windows[~held], theirs.windows[held][:HELD_OUT]]
+        rows = [theirs.windows[~held], theirs.windows[held]]
         scale = getattr(theirs.module.get_input_embeddings(), "embed_scale", None)  # type: ignore[operator]
         fisher = fisher * (1.0 if scale is None else float(scale) ** 2)  # Gemma multiplies
         fisher = fisher + torch.diag(RIDGE * fisher.diagonal())

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from lighten.data import Corpus, windows
 from lighten.devices import best_precision, chosen, need_lightning
 from lighten.errors import BadInput, WrongUse
-from lighten.language_blocks import LEAST, WINDOWS, Learning, learn_language_blocks
+from lighten.language_blocks import HEAD_WINDOWS, LEAST, Learning, learn_language_blocks
 from lighten.language_student import LanguageModel, LanguageStudent
 from lighten.learn import learn
 from lighten.learn_state import remove_states
@@ -137,7 +137,7 @@ def lessons(corpus: Corpus, tokenizer: Any, size: int, first: int, length: str) 
     """
     asked = Length.parse(length)
     batch = max(1, TOKENS // size)
-    wanted = max(int(asked.count) * batch, WINDOWS)
+    wanted = max(int(asked.count) * batch, HEAD_WINDOWS)
     most = wanted if asked.unit == "steps" else 10**8 // size
     found = windows(corpus, tokenizer, size, first + WATCHED + most)[first:]
     if len(found) < 2:

@@ -30,7 +30,7 @@ def main() -> int:
 
     learn_state.place = place
     recover_language.TOKENS, recover_language.BLOCK_STEPS = TOKENS, BLOCK_STEPS
-    recover_language.WINDOWS = WINDOWS
+    recover_language.HEAD_WINDOWS = WINDOWS
     llama_cpp.speed = lambda path, **_: llama_cpp.Speed(1.0, 2.0, 3.0, 4)
     pipeline.compress(model, data=text, budget="45%", out=Path(out), **ASKED)
     return 1

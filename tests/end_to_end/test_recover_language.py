@@ -36,7 +36,7 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(llama_cpp, "complete", lambda path, *_, **__: f"and {path.name}")
     monkeypatch.setattr(recover_language, "TOKENS", TOKENS)
     monkeypatch.setattr(recover_language, "BLOCK_STEPS", BLOCK_STEPS)
-    monkeypatch.setattr(recover_language, "WINDOWS", WINDOWS)
+    monkeypatch.setattr(recover_language, "HEAD_WINDOWS", WINDOWS)
 
 
 @pytest.fixture(scope="session")

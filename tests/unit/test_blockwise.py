@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -118,3 +120,20 @@ def test_mistakes_are_named(network: Network, images: Tensor) -> None:
         learn_blocks(made, Network.of(nn.Linear(3, 3), torch.randn(1, 3)), images[:20])
     with pytest.raises(BadInput, match="3 images"):
         learn_blocks(made, made.network, images[:3])
+
+
+@pytest.mark.parametrize(
+    ("count", "most", "size", "held"),
+    [(40, None, 1, 10), (3, None, 1, 0), (320, 32, 2, 32), (13, 32, 2, 2), (100, 16, 1, 16)],
+)
+def test_what_is_held_out_is_spread_evenly(
+    count: int, most: int | None, size: int, held: int
+) -> None:
+    found = held_quarter(count, most, size)
+    assert found.shape == (count,)
+    assert int(found.sum()) == held
+    if held:
+        at = [-1, *found.nonzero().flatten().tolist()]
+        assert at[-1] == count - 1
+        apart = [b - a for a, b in pairwise(at)]
+        assert max(apart) - min(apart) <= 1
