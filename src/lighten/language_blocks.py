@@ -53,7 +53,7 @@ LEAST = 4
 WINDOWS, JUDGED = 320, 32
 """That blocks learn from and are judged by, at most, and how many of these judge."""
 
-HEAD_WINDOWS = 640
+HEAD_WINDOWS = 448
 """The same for the head, all of them judged by language_head.HELD_OUT."""
 
 FISHER_WINDOWS = 16
@@ -62,7 +62,7 @@ FISHER_WINDOWS = 16
 TOKENS = 1024
 """In a step."""
 
-RATES = {"row": 2e-4, "vector": 2e-4, "theta": 5e-5, "offset": 4e-3}
+RATES = {"row": 2e-4, "vector": 2e-4, "theta": 5e-5, "offset": 5e-3}
 """Of rows and vectors, of the grid's entries (shares of their magnitude), of codes (steps)."""
 
 

@@ -46,7 +46,7 @@ TOKENS = 1024
 FOLDER, TAKEN = "recover", "recover/taken"
 """Where in the run what was learned is stored, and whether it was taken."""
 
-BLOCK_STEPS, BLOCK_MODE = 240, "all"
+BLOCK_STEPS, BLOCK_MODE = 160, "all"
 """Of each block before all learn together, and what learns there (see LearnedWeight)."""
 
 RATE = 3e-4
