@@ -128,6 +128,30 @@ def encode_speed(folder: Path = HERE) -> str:
     return f"{about}\n\n{_table(head, rows, text=(0,))}"
 
 
+def column_scales(folder: Path = HERE) -> str:
+    """The solver's error with columns scaled over that without, the mean over blocks."""
+    found = _read(folder, "column_scales/result.json")
+    if not found:
+        return NOT_YET["en"]
+    ratios: dict[tuple[str, ...], list[dict[str, float]]] = {}
+    for row in found["rows"]:
+        key = (row["copy"], ", ".join(row["layers"]), row["format"])
+        ratios.setdefault(key, []).append(row["ratios"])
+    ways = list(found["rows"][0]["ratios"])
+    rows = [
+        (
+            copy,
+            layers,
+            f"`{form}`",
+            *(f"{sum(r[way] for r in seen) / len(seen):.3f}" for way in ways),
+        )
+        for (copy, layers, form), seen in ratios.items()
+    ]
+    blocks = ", ".join(str(b) for b in dict.fromkeys(row["block"] for row in found["rows"]))
+    about = f"Blocks {blocks}, {found['windows']} windows of 512 tokens, torch {found['torch']}."
+    return f"{about}\n\n{_table(('copy', 'layers', 'format', *ways), rows, text=(0, 1, 2))}"
+
+
 def network(found: tuple[str, network_tables.Table] | None) -> str:
     """A sentence and a table of a benchmark on networks."""
     if found is None:
@@ -147,6 +171,7 @@ def pages(folder: Path = HERE) -> dict[Path, str]:
             "resnet56_macs": network(network_tables.resnet56(folder)),
             "efficientnet_int8": network(network_tables.efficientnet(folder)),
             "learned_rounding": network(network_tables.learned_rounding(folder)),
+            "column_scales": column_scales(folder),
             "learned_scales": network(learning_tables.learned_scales(folder)),
             "recovery": network(learning_tables.recovery(folder)),
             "recovery_memory": network(learning_tables.recovery_memory(folder)),
