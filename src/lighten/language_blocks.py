@@ -53,8 +53,8 @@ LEAST = 4
 WINDOWS, JUDGED = 320, 32
 """That blocks learn from and are judged by, at most, and how many of these judge."""
 
-HEAD_WINDOWS = 448
-"""The same for the head, all of them judged by language_head.HELD_OUT."""
+HEAD_WINDOWS, STATES = 448, 2**29
+"""The same for the head, at most, where hidden states of so many are not more numbers (2 GB)."""
 
 FISHER_WINDOWS = 16
 """That the cost of errors is taken from, at most."""
@@ -92,16 +92,18 @@ def learn_language_blocks(
 
     Stored below `folder`; the same call goes on at the block where it stopped, to the same result.
     """
-    size = min(max(1, TOKENS // text.shape[1]), max(1, len(text) // LEAST))
-    text = text[: min(len(text), HEAD_WINDOWS) // size * size]
-    count = min(len(text), WINDOWS // size * size)
+    few = min(len(text), WINDOWS)
+    size = min(max(1, TOKENS // text.shape[1]), max(1, few // LEAST), JUDGED)
+    head = next(la for la in model.layers if is_head(la))
+    most = max(WINDOWS, min(HEAD_WINDOWS, STATES // (text.shape[1] * head.shape[1])))
+    text = text[: min(len(text), most) // size * size]
+    count = few // size * size
     places = [*range(len(model.blocks)), HEAD]
     given = how.given()
     if not all(run.whole(f"{folder}/{at}.safetensors", given=given) for at in places):
         _fishers(run, model, text[: min(FISHER_WINDOWS, count)], folder, how.seed, device)
         with kept_memory():
             theirs = _blocks(run, model, weights, text, count, how, folder, device, size)
-            head = next(la for la in model.layers if is_head(la))
             run.tensors(
                 f"{folder}/{HEAD}", lambda: _head(run, theirs, weights, head, how, folder),
                 given=given,

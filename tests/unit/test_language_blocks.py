@@ -99,6 +99,34 @@ def test_it_goes_on_at_the_block_where_it_stopped(
     assert all(last.weights[n].dense().equal(whole.weights[n].dense()) for n in weights)
 
 
+@pytest.mark.parametrize(("states", "windows"), [(2**29, 8), (1, 4)])
+def test_the_head_learns_from_more_text_where_memory_allows(
+    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, states: int, windows: int
+) -> None:
+    model = open_model(tiny("llama"))
+    seen, learn_head, learned = list[int](), language_blocks.learn_head, language_blocks._learned
+
+    def head(theirs: Stream, *rest: Any) -> Any:
+        seen.append(len(theirs.hidden))
+        return learn_head(theirs, *rest)
+
+    def block(ours: Stream, index: int, target: torch.Tensor, *rest: Any) -> Any:
+        seen.append(len(target))
+        assert len(ours.hidden) == len(target)
+        return learned(ours, index, target, *rest)
+
+    for name, value in {
+        "WINDOWS": 4,
+        "STATES": states,
+        "learn_head": head,
+        "_learned": block,
+    }.items():
+        monkeypatch.setattr(language_blocks, name, value)
+    with Run.open(tmp_path, {}) as run:
+        learn_language_blocks(run, model, rounded(model), TEXT, Learning(2, "all"), "blocks")
+    assert seen == [4] * len(model.blocks) + [windows]
+
+
 def test_a_block_that_only_gets_worse_is_left_as_it_was(tiny: Tiny, tmp_path: Path) -> None:
     model = open_model(tiny("llama"))
     weights = rounded(model)
