@@ -104,10 +104,10 @@ def learn_language_blocks(
         _fishers(run, model, text[: min(FISHER_WINDOWS, count)], folder, how.seed, device)
         with kept_memory():
             theirs = _blocks(run, model, weights, text, count, how, folder, device, size)
-            run.tensors(
-                f"{folder}/{HEAD}", lambda: _head(run, theirs, weights, head, how, folder),
-                given=given,
-            )  # fmt: skip
+        # what the head notes of each slice stays, and between that no kept memory would fit again
+        run.tensors(
+            f"{folder}/{HEAD}", lambda: _head(run, theirs, weights, head, how, folder), given=given
+        )
     return LearnedBlocks.of(run, model, weights, folder, given)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from lighten import language_blocks
+from lighten import allocator, language_blocks
 from lighten.block_metric import Metric, fishers
 from lighten.calibrate import Stream
 from lighten.language_blocks import Learning, learn_language_blocks
@@ -108,6 +108,7 @@ def test_the_head_learns_from_more_text_where_memory_allows(
 
     def head(theirs: Stream, *rest: Any) -> Any:
         seen.append(len(theirs.hidden))
+        assert not allocator._inside  # kept memory would lie between what is noted, 100 MB a slice
         return learn_head(theirs, *rest)
 
     def block(ours: Stream, index: int, target: torch.Tensor, *rest: Any) -> Any:
