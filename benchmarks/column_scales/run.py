@@ -20,14 +20,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from gguf import GGUFReader
 from torch import Tensor
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent / "gguf_quality"))
-import rescale  # noqa: E402
+from dither import FOLDER, dithered  # noqa: E402
 from peer import cache_dir  # noqa: E402
 
 from lighten.calibrate import Stream  # noqa: E402
@@ -58,7 +56,10 @@ def main() -> None:
     parser.add_argument("--blocks", type=int, nargs="+", default=[3, 15, 27])
     parser.add_argument("--windows", type=int, default=16)
     args = parser.parse_args()
-    copies = {"rescaled": cache_dir() / "smollm2-rescaled", "dithered": dithered()}
+    copies = {
+        "rescaled": cache_dir() / "smollm2-rescaled",
+        "dithered": dithered(cache_dir()) / FOLDER,
+    }
     rows = []
     for copy, path in copies.items():
         model = open_model(path)
@@ -69,29 +70,6 @@ def main() -> None:
             note(json.dumps(row))
     facts = {"windows": args.windows, "rows": rows, "torch": torch.__version__.split("+")[0]}
     (HERE / "result.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
-
-
-def dithered() -> Path:
-    """The folder of the dithered copy, made where it is absent."""
-    path, file = cache_dir() / "smollm2-dithered", cache_dir() / "smollm2-dithered-f16.gguf"
-    if path.exists():
-        return path
-    source, random = rescale.packaged_model(), np.random.default_rng(0)
-    reader, weights = rescale.load(source)
-    for name, step in steps(reader):
-        noise = random.uniform(-0.5, 0.5, (len(step), 32)).astype(np.float32)
-        weights[name] += (step[:, None] * noise).reshape(weights[name].shape)
-    rescale.write(file, reader, weights)
-    rescale.write_folder(path, file)
-    return path
-
-
-def steps(reader: GGUFReader) -> Iterator[tuple[str, Any]]:
-    """Each Q4_1 tensor's name, and the steps of its blocks of 32 weights: (blocks,) float32."""
-    for tensor in reader.tensors:
-        if tensor.tensor_type.name == "Q4_1":
-            blocks = np.asarray(tensor.data).reshape(-1, 20)  # float16 step and minimum, 16 bytes
-            yield tensor.name, blocks[:, :2].copy().view(np.float16)[:, 0].astype(np.float32)
 
 
 def groups(stream: Stream, blocks: set[int]) -> Iterator[tuple[int, list[Layer], Stats]]:

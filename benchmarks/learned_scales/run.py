@@ -3,11 +3,13 @@
     python benchmarks/gguf_quality/rescale.py
     python benchmarks/learned_scales/run.py CALIBRATION.txt TEST.txt [--quick]
 
-The rescaled SmolLM2 at the sizes of --sizes, first without learning, then with each recipe: the
-same plan, the same codes (but for `all`), the same number of bytes. Mean KL divergence is what
-llama.cpp's own tool reports on 16 windows of TEST, second halves, which nothing was learned from.
-Learning reads CALIBRATION behind the windows that the plan was calibrated on. A row that is in
-result.json is kept, and a training that was stopped goes on; --quick writes no result.json.
+A copy of SmolLM2 at the sizes of --sizes, first without learning, then with each recipe: the same
+plan, the same codes (but for `all`), the same number of bytes; with --even-columns columns are
+scaled first. --copy: `rescaled` is that of gguf_quality, `dithered` has its channels as trained.
+Mean KL divergence is what llama.cpp's own tool reports on 16 windows of TEST, second halves, which
+nothing was learned from. Learning reads CALIBRATION behind the windows that the plan was calibrated
+on. A row that is in result.json is kept, and a training that was stopped goes on; --quick writes
+no result.json.
 """
 
 from __future__ import annotations
@@ -23,11 +25,13 @@ from typing import Any
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "gguf_quality"))
+import dither
 import peer
 
 from lighten import pipeline
 from lighten.allocate import allocate
 from lighten.data import Corpus, load_text
+from lighten.even_columns import evened
 from lighten.language_blocks import Learning, learn_language_blocks
 from lighten.learned_blocks import FACTS
 from lighten.model import open_model
@@ -49,6 +53,9 @@ RECIPES: dict[str, dict[str, Any]] = {
 """What learns, norms always: block by block grids, or codes as well, and then the head, then grids
 of the whole; or only the whole, its codes as well."""
 
+COPIES = {"rescaled": (peer.MODEL, "smollm2-rescaled"), "dithered": (dither.MODEL, dither.FOLDER)}
+"""A copy's file for llama.cpp and its folder, in the cache."""
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
@@ -56,8 +63,10 @@ def main() -> None:
     parser.add_argument("test", type=Path)
     parser.add_argument("--sizes", nargs="+", type=int, default=[90_897_760, 80_000_000])
     parser.add_argument(
-        "--recipes", nargs="+", choices=RECIPES, default=["blocks, no head", "blocks", "blocks+end"]
+        "--recipes", nargs="*", choices=RECIPES, default=["blocks, no head", "blocks", "blocks+end"]
     )
+    parser.add_argument("--copy", choices=COPIES, default="rescaled")
+    parser.add_argument("--even-columns", action="store_true", help="scale columns first")
     parser.add_argument("--steps", type=int, default=100, help="of 1024 tokens")
     parser.add_argument("--block-steps", type=int, default=BLOCK_STEPS, help="likewise, each block")
     parser.add_argument("--rate", type=float, default=RATE)
@@ -70,12 +79,19 @@ def main() -> None:
     out = None if arguments.quick else arguments.out
     rows = json.loads(out.read_text()) if out is not None and out.exists() else []
     cache = peer.cache_dir()
-    tools, base = peer.build_tools(cache), cache / f"{Path(peer.MODEL).stem}.kld"
+    file, folder = COPIES[arguments.copy]
+    if arguments.copy == "dithered":
+        dither.dithered(cache)
+    tools, base = peer.build_tools(cache), cache / f"{Path(file).stem}.kld"
     if not base.exists():
-        peer.kld_base(tools, cache / peer.MODEL, arguments.test, base, chunks=16)
-    model, corpus = open_model(cache / "smollm2-rescaled"), load_text(arguments.calibration)
-    request = {"model": model.digest, "data": corpus.digest, "benchmark": "learned_scales"}
-    with Run.open(cache / "learned", request) as run:
+        peer.kld_base(tools, cache / file, arguments.test, base, chunks=16)
+    model, corpus = open_model(cache / folder), load_text(arguments.calibration)
+    columns = "even" if arguments.even_columns else "kept"
+    request = {"model": model.digest, "data": corpus.digest, "benchmark": "learned_scales",
+               "columns": columns}  # fmt: skip
+    home = "-".join(["learned", arguments.copy, columns])
+    with Run.open(cache / home, request) as run:
+        model = evened(run, model) if arguments.even_columns else model
         job = pipeline._job(run, model, corpus, exporters["gguf"], 64, 512, 0)
         candidates = pipeline._candidates(job)
         for size in sizes:
@@ -84,12 +100,13 @@ def main() -> None:
             solve(weights, job.calibration, pipeline._outside(job))
             solved = round(time.time() - began)
             plain = Made(plan, weights, model)
-            before = _row(rows, size, "none", plain, lambda made: made, tools, base, out)
+            where = {"copy": arguments.copy, "size": size, "columns": columns}
+            before = _row(rows, where, "none", plain, lambda made: made, tools, base, out)
             before.setdefault("solve_seconds", solved)
             for recipe in arguments.recipes:
                 name = f"learned/{size}-{RECIPES[recipe].get('block_mode', recipe)}"
                 row = _row(
-                    rows, size, recipe, plain,
+                    rows, where, recipe, plain,
                     lambda made, n=name, r=recipe: _learned(  # type: ignore[misc]
                         run, made, job, corpus, n, steps, arguments, RECIPES[r]
                     ),
@@ -98,8 +115,6 @@ def main() -> None:
                 gain = 1 - row["kld_mean"] / before["kld_mean"]
                 note(f"{size} {recipe}: {before['kld_mean']:.4f} -> {row['kld_mean']:.4f} "
                      f"({100 * gain:+.1f} % less), {row.get('minutes', 0)} minutes")  # fmt: skip
-                row["gain"] = round(gain, 4)
-                _write(out, rows)
 
 
 def _learned(
@@ -141,17 +156,17 @@ def _learned(
 
 
 def _row(
-    rows: list[dict[str, Any]], size: int, recipe: str, plain: Made, make: Any,
+    rows: list[dict[str, Any]], where: dict[str, Any], recipe: str, plain: Made, make: Any,
     tools: peer.Tools, base: Path, out: Path | None,
 ) -> dict[str, Any]:  # fmt: skip
     """The stored row, or what making, writing and measuring gives."""
     for row in rows:
-        if row["size"] == size and row["recipe"] == recipe:
+        if all(row[key] == value for key, value in {**where, "recipe": recipe}.items()):
             return row
     made: Made = make(plain)
-    path = peer.cache_dir() / f"learned-{size}-{recipe}.gguf"
+    path = peer.cache_dir() / f"learned-{'-'.join(map(str, where.values()))}-{recipe}.gguf"
     exporters["gguf"].write(made.model, made.weights, path)
-    row = {"size": size, "recipe": recipe, "bytes": path.stat().st_size}
+    row = {**where, "recipe": recipe, "bytes": path.stat().st_size}
     row |= peer.kld(tools, path, base)
     learned = made.learned or {}
     keys = (

@@ -107,6 +107,13 @@ def compress(
     optimizer: Optimizer = None,
     learn: Learn = None,
     learn_codes: LearnCodes = None,
+    even_columns: Annotated[
+        bool | None,
+        typer.Option(
+            "--even-columns",
+            help="Of a language model: scale columns of weights before they are rounded.",
+        ),
+    ] = None,
     out: Annotated[
         Path | None, typer.Option(help="The run's folder. Without: runs/<model>-<budget>.")
     ] = None,
@@ -142,6 +149,7 @@ def compress(
         optimizer=optimizer,
         learn=learn,
         learn_codes=learn_codes,
+        even_columns=even_columns,
         out=out,
         samples=samples,
         length=length,

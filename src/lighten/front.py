@@ -52,6 +52,7 @@ def compress(
     optimizer: str | None = None,
     learn: str | None = None,
     learn_codes: bool | None = None,
+    even_columns: bool | None = None,
     out: str | Path | None = None,
     also: str | None = None,
     samples: int | None = None,
@@ -74,7 +75,8 @@ def compress(
     the model as it came; learn_from: the lesson, "logits:1" where none is given. rate, augment,
     mirrored, optimizer: of networks, see lighten.recover. learn: of networks, "100steps" in which
     the scales of their integers learn from the model as it came (learn_codes: the codes too); with
-    recover as many steps, but no more than 100, unless this says "none".
+    recover as many steps, but no more than 100, unless this says "none". even_columns: of language
+    models, columns of weights are scaled before they are rounded (see lighten.even_columns).
 
     also: of networks, another exporter whose file is written too, and named by the result.
 
@@ -99,10 +101,12 @@ def compress(
         return compress_language_model(
             model, budget=budget, max_kld=max_kld, data=data, export=export or "gguf", out=out,
             samples=SAMPLES["windows"] if samples is None else samples, length=length, seed=seed,
-            recover=recover, learn_from=learn_from,
+            recover=recover, learn_from=learn_from, even_columns=bool(even_columns),
         )  # fmt: skip
     if max_kld is not None:
         raise WrongUse("max_kld is for language models", "give a budget")
+    if even_columns is not None:
+        raise WrongUse("even_columns is for language models", "leave it out")
     from lighten.compress_network import compress_network
     from lighten.network_runs import storable
 

@@ -82,7 +82,13 @@ class Model:
         tensors = dict(self.tensors)
         for name, v in vectors.items():
             tensors[name] = held(v.cpu(), tensors[name])
-        new = replace(self, changed=self.changed | vectors.keys())
+        return self.with_tensors(tensors, self.changed | vectors.keys())
+
+    def with_tensors(
+        self, tensors: Mapping[str, LazyTensor], changed: frozenset[str] | None = None
+    ) -> Model:
+        """The same names and shapes with other numbers in them."""
+        new = replace(self, changed=self.changed if changed is None else changed)
         new.__dict__["_matched"] = replace(self._matched, tensors=tensors)
         return new
 

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from lighten import allocate as knapsack
+from lighten import even_columns as columns
 from lighten.atomic import write_text
 from lighten.calibrate import Stream
 from lighten.candidates import as_row, candidates, stored_candidates
@@ -60,6 +61,7 @@ def compress(
     out: str | Path | None = None,
     recover: str | None = None,
     learn_from: str | None = None,
+    even_columns: bool = False,
     samples: int = 64,
     length: int = 512,
     seed: int = 0,
@@ -70,8 +72,9 @@ def compress(
     found that keeps it. data: text to calibrate on (lighten.data.load_text). samples windows of
     `length` tokens are used, and the next 16 to measure on. recover: "500steps" or "1epochs" of
     learning scales, mins and norms from the model as it came, on the text behind those; learn_from:
-    a lesson, "logits:1" where none is given (see lighten.lesson). Calling again resumes. Raises
-    UserError for what a person can mend.
+    a lesson, "logits:1" where none is given (see lighten.lesson). even_columns: columns of weights
+    are scaled before they are rounded, and what feeds them by the inverse (lighten.even_columns).
+    Calling again resumes. Raises UserError for what a person can mend.
     """
     if (budget is None) == (max_kld is None):
         raise WrongUse("give either a budget or max_kld", 'for example --budget "4.5bpw"')
@@ -90,13 +93,18 @@ def compress(
             f"what can hold it: {', '.join(others) or 'nothing that lighten writes'}",
         )
     fits_context(opened, length)
+    even = {"columns": "even"} if even_columns else {}
+    if even_columns:
+        columns.places(opened)
     teach = wish(recover, learn_from)
     limits = {"budget": "".join(budget.split()) if budget else None, "max_kld": max_kld}
     wanted = {"model": opened.digest, "data": corpus.digest, **limits}
     source = str(opened.path.absolute()) if Path(model).expanduser().exists() else str(model)
-    settings = {"export": export, "samples": samples, "length": length, "seed": seed, **teach}
+    settings = {"export": export, "samples": samples, "length": length, "seed": seed}
+    settings |= teach | even
     preflight(folder, disk=3 * opened.nbytes, memory=_memory_needed(opened, samples * length))
     with Run.open(folder, wanted | settings | {"source": source}) as run, logged(run):
+        opened = columns.evened(run, opened) if even_columns else opened
         job = _job(run, opened, corpus, exporter, samples, length, seed)
         found, fixed = _candidates(job), exporter.fixed_bytes(opened)
         tried: dict[str, Plan] = {}
@@ -195,7 +203,7 @@ def _model_of(run: Run) -> Model:
             f"{source} is not the model that {run.folder} was made of: it has changed since",
             "put that model back, or compress this one with another --out",
         )
-    return model
+    return columns.evened(run, model) if run.request.get("columns") == "even" else model
 
 
 # -- stages --------------------------------------------------------------------------------------
@@ -365,6 +373,8 @@ def _metrics(
     if made.learned is not None:
         facts["recover"] = [made.learned]
     facts["data"] = corpus.source
+    if job.run.request.get("columns") == "even":
+        facts["notes"].append("columns were made even before they were rounded")
     if corpus.builtin:
         facts["notes"].append(
             "calibrated and measured on the short text that lighten brings along; give --data"

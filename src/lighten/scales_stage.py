@@ -45,7 +45,9 @@ NONE = "none"
 
 @dataclass(frozen=True, eq=False)
 class Scales:
-    """How steps, biases and, with `codes`, codes learn. asked: by name, not with a recovery."""
+    """How steps, biases and, with `codes`, codes learn. asked: by name, not with a recovery.
+    mirrored: the original looks twice, as the recovery before asked it to (None: where that makes
+    sense); without one it looks once."""
 
     length: Length
     codes: bool
@@ -53,6 +55,7 @@ class Scales:
     data: TrainingData
     seed: int
     asked: bool
+    mirrored: bool | None = False
 
     @classmethod
     def of(
@@ -89,7 +92,7 @@ class Scales:
         held = data.held_out[:HELD]
         return cls(
             length, codes, lesson, replace(data, held_out=held, labels=None), seed,
-            learn is not None,
+            learn is not None, False if recovery is None else recovery.mirrored,
         )  # fmt: skip
 
     def request(self) -> dict[str, Any]:
@@ -97,6 +100,7 @@ class Scales:
         return {
             "length": str(self.length), "codes": self.codes, "learn_from": str(self.lesson),
             "data": self.data.digest, "augment": self.data.course.augment, "seed": self.seed,
+            "mirrored": self.mirrored,
         }  # fmt: skip
 
 
@@ -116,7 +120,7 @@ def rescaled(
         twin, metrics = learned_twin(
             made, job.network, scales.data, length=scales.length, codes=scales.codes,
             lesson=scales.lesson, folder=folder, seed=scales.seed, keep_given=False,
-            name="recover scales",
+            mirrored=scales.mirrored, name="recover scales",
         )  # fmt: skip
         job.run.json(name, lambda: _told(metrics), given=given)
         return twin.state_dict()

@@ -43,8 +43,9 @@ _HEADER_LIMIT = 100_000_000  # bytes; the limit of the safetensors library
 class LazyTensor:
     """A tensor that is still on disk.
 
-    dtype: of what `load` returns. stored: its type in the file ("BF16", "Q4_K"). nbytes: what it
-    takes there, at `at` (a file and an offset). read(a, b): rows a..b of the first dimension.
+    dtype: of what `load` returns (of `scaled`: what it is stored as again; it loads as float32).
+    stored: its type in the file ("BF16", "Q4_K"). nbytes: what it takes there, at `at` (a file and
+    an offset). read(a, b): rows a..b of the first dimension.
     """
 
     name: str
@@ -75,6 +76,19 @@ def held(value: Tensor, stored: LazyTensor) -> LazyTensor:
         return value[start:stop].clone() if value.dim() else value.clone()
 
     return replace(stored, dtype=value.dtype, read=read)
+
+
+def scaled(stored: LazyTensor, first: Tensor | None, last: Tensor | None = None) -> LazyTensor:
+    """A tensor times `first` (along its first dimension) and `last` (along its last), multiplied in
+    float32 whenever it is read, and not rounded to its type again before it is stored."""
+
+    def read(start: int, stop: int) -> Tensor:
+        value = stored.read(start, stop).float()
+        if first is not None:
+            value *= first[start:stop].view(-1, *[1] * (value.dim() - 1))
+        return value if last is None else value * last
+
+    return replace(stored, read=read)
 
 
 def read_bytes(path: Path, offset: int, count: int) -> Tensor:

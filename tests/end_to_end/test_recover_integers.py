@@ -28,6 +28,7 @@ pytest.importorskip("onnx", reason="exporting needs onnx")
 from lighten import front, job, learn_quantized, progress, scales_stage
 from lighten.cli import main
 from lighten.errors import ChangedRequest, WrongUse
+from lighten.mirrored import Mirrored
 from lighten.quantized import Quantized
 from lighten.runtimes import onnxruntime
 from lighten.trainable import trainable
@@ -192,6 +193,24 @@ def test_formats_of_layers_learn_too(tmp_path: Path) -> None:
     assert "scales recovered" in kld(found)
     # of a recovery, as many steps
     assert [row["length"] for row in found.metrics["recover"]] == ["4steps", "4steps"]
+
+
+@pytest.mark.parametrize("mirrored", [None, False])
+def test_integers_are_taught_as_the_weights_were(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mirrored: bool | None
+) -> None:
+    taught: list[Any] = []
+    learn = learn_quantized.learn
+
+    def seen(student: Any, teacher: Any, *rest: Any, **options: Any) -> Any:
+        taught.append(isinstance(teacher, Mirrored))
+        return learn(student, teacher, *rest, **options)
+
+    monkeypatch.setattr(learn_quantized, "learn", seen)
+    found = compress(tmp_path / "run", recover="3steps", augment="flip", mirrored=mirrored)
+    twice = mirrored is None
+    assert taught == [twice]
+    assert [row["mirrored"] for row in found.metrics["recover"]] == [twice, twice]
 
 
 def test_weights_alone_learn_in_the_checkpoint(tmp_path: Path) -> None:

@@ -15,6 +15,17 @@ PROJECTIONS = tuple(f"self_attn.{m}_proj" for m in "qkvo") + tuple(
     f"mlp.{m}_proj" for m in ("gate", "up", "down")
 )
 INNER = ("input_layernorm", "post_attention_layernorm", *PROJECTIONS)
+SCALABLE_LINEARS = (
+    ("mlp.up_proj", ("mlp.down_proj",)),
+    ("self_attn.v_proj", ("self_attn.o_proj",)),
+)
+SCALABLE = (
+    *SCALABLE_LINEARS,
+    ("input_layernorm", tuple(f"self_attn.{m}_proj" for m in "qkv")),
+    ("post_attention_layernorm", ("mlp.gate_proj", "mlp.up_proj")),
+)
+"""Channels that a factor and its inverse cancel in: `up` is multiplied by the gate, values are
+added up by attention, neither bends what it is given."""
 HEAD_NORMS = ("self_attn.q_norm", "self_attn.k_norm")
 
 

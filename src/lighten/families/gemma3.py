@@ -99,6 +99,7 @@ families("gemma3_text")(
         gguf_arch="gemma3",
         outer=decoder.OUTER,
         blocks=decoder.BLOCKS,
+        scalable=decoder.SCALABLE_LINEARS,
         inner=decoder.INNER + decoder.HEAD_NORMS + _NORMS,
         metadata=_metadata,
         config=_config,

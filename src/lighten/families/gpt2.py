@@ -60,6 +60,7 @@ families("gpt2")(
         outer=_OUTER,
         blocks="transformer.h",
         inner=_INNER,
+        scalable=(("ln_1", ("attn.c_attn",)), ("ln_2", ("mlp.c_fc",))),
         metadata=_metadata,
         config=_config,
         refuses=_refuses,

@@ -24,6 +24,7 @@ families("llama")(
         gguf_arch="llama",
         outer=decoder.OUTER,
         blocks=decoder.BLOCKS,
+        scalable=decoder.SCALABLE,
         inner=decoder.INNER,
         metadata=lambda config: decoder.metadata("llama", config),
         config=_config,

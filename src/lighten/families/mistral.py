@@ -38,6 +38,7 @@ families("mistral")(
         gguf_arch="llama",
         outer=decoder.OUTER,
         blocks=decoder.BLOCKS,
+        scalable=decoder.SCALABLE,
         inner=decoder.INNER,
         metadata=_metadata,
         config=_config,

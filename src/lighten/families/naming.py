@@ -46,6 +46,8 @@ class Family:
     should know. claims(metadata): whether a file of this gguf_arch is of this family.
     row_order(name, config): rows such that gguf = hf[order]; None: as they are.
     offset(name): gguf = hf + offset. extra_tensors(config): what GGUF stores besides.
+    scalable: modules of a block that write channels, each with all that read these, where a factor
+    on the one and its inverse on the others cancel.
     """
 
     model_type: str
@@ -61,6 +63,7 @@ class Family:
     row_order: Callable[[str, Any], Tensor | None] = _no_rows
     offset: Callable[[str], float] = _no_offset
     extra_tensors: Callable[[Any], dict[str, Tensor]] = _no_tensors
+    scalable: tuple[tuple[str, tuple[str, ...]], ...] = ()
 
     def gguf_name(self, hf_name: str, n_blocks: int) -> str | None:
         """The GGUF name of a state-dict name, `.weight` or `.bias` included; None: has none."""

@@ -35,6 +35,7 @@ families("qwen2")(
         gguf_arch="qwen2",
         outer=decoder.OUTER,
         blocks=decoder.BLOCKS,
+        scalable=decoder.SCALABLE,
         inner=decoder.INNER,
         metadata=lambda config: decoder.metadata("qwen2", config),
         config=_config,

@@ -27,6 +27,7 @@ families("qwen3")(
         gguf_arch="qwen3",
         outer=decoder.OUTER,
         blocks=decoder.BLOCKS,
+        scalable=decoder.SCALABLE,
         inner=decoder.INNER + decoder.HEAD_NORMS,
         metadata=lambda config: decoder.metadata("qwen3", config),
         config=lambda metadata, tensors: decoder.config("qwen3", metadata, tensors),

@@ -1,0 +1,105 @@
+"""compress --even-columns on tiny models: what is exported is the model, whatever else is asked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import lighten
+from lighten import errors, even_columns, recover_language
+from lighten.cli import main
+from lighten.model import open_model
+from lighten.results import results  # noqa: F401  (imported before anything is replaced in it)
+from lighten.runtimes import llama_cpp
+
+Tiny = Callable[..., Path]
+SMALL: dict[str, Any] = {"samples": 4, "length": 32}
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """llama.cpp opens every export, but is not timed, nor asked."""
+    monkeypatch.setattr(llama_cpp, "speed", lambda path, **_: llama_cpp.Speed(1.0, 2.0, 3.0, 4))
+    monkeypatch.setattr(llama_cpp, "complete", lambda path, *_, **__: f"and {path.name}")
+
+
+@pytest.fixture(scope="session")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("text") / "text.txt"
+    lines = (f"Line {i}: the {w} fox sees {i * i} birds." for i, w in enumerate(["quick"] * 300))
+    path.write_text("\n".join(lines))
+    return path
+
+
+def logits(path: Path) -> Tensor:
+    model = open_model(path)
+    module = model.skeleton()
+    model.fill(module)
+    ids = torch.randint(0, 60, (2, 24), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        found: Tensor = module(input_ids=ids).logits
+    return found
+
+
+def divergence(a: Tensor, b: Tensor) -> float:
+    p, q = a.log_softmax(-1), b.log_softmax(-1)
+    return float(nn.functional.kl_div(q, p, reduction="sum", log_target=True)) / p[..., 0].numel()
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3", "gpt2"])
+def test_every_form_of_a_run_is_the_same_model(
+    tiny: Tiny, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, family: str
+) -> None:
+    def ask() -> Any:
+        return lighten.compress(
+            tiny(family), budget="60%", data=text, out=tmp_path / "run", even_columns=True, **SMALL
+        )
+
+    done = ask()
+    assert "columns were made even before they were rounded" in done.metrics["notes"]
+    original, exported = logits(tiny(family)), logits(done.exported)
+    # other tokens than those of the text, but a lost factor would cost a thousand times as much
+    assert divergence(original, exported) < 10 * done.metrics["after"]["mean_kld"]["value"]
+    # the run knows by itself that its weights are those of even columns, and never asks again
+    monkeypatch.setattr(even_columns, "column_scales", None)
+    other = logits(lighten.export(done.run, "huggingface"))
+    assert divergence(exported, other) < 1e-3 * divergence(original, exported)
+    assert ask().metrics == done.metrics
+    with pytest.raises(errors.ChangedRequest, match="columns"):
+        lighten.compress(tiny(family), budget="60%", data=text, out=tmp_path / "run", **SMALL)
+
+
+@pytest.mark.parametrize("export", ["gguf", "compressed_tensors"])
+def test_it_learns_back_like_any_other(
+    tiny: Tiny, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, export: str
+) -> None:
+    pytest.importorskip("lightning")
+    monkeypatch.setattr(recover_language, "TOKENS", 128)
+    monkeypatch.setattr(recover_language, "BLOCK_STEPS", 4)
+    monkeypatch.setattr(recover_language, "HEAD_WINDOWS", 16)
+    done = lighten.compress(
+        tiny("llama"), budget="60%", data=text, export=export, out=tmp_path / "run",
+        recover="6steps", even_columns=True, **SMALL,
+    )  # fmt: skip
+    facts = done.metrics["recover"][0]
+    assert facts["taken"] == "yes"
+    assert facts["mean_kld_after"] < facts["mean_kld_before"]
+
+
+def test_where_columns_cannot_be_scaled_it_is_told_before_anything(
+    tiny: Tiny, text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plain = lighten.compress(tiny("llama"), budget="60%", data=text, out=tmp_path / "a", **SMALL)
+    out = tmp_path / "b"
+    line = [str(plain.exported), "--budget", "55%", "--data", str(text), "--out", str(out)]
+    line += ["--length", "32"]
+    assert main(["compress", *line, "--even-columns"]) == 2
+    assert "lies on a grid" in capsys.readouterr().err
+    assert not out.exists()
+    with pytest.raises(errors.WrongUse, match="even_columns is for language models"):
+        lighten.compress(nn.Linear(2, 2), torch.zeros(1, 2), budget="50%", even_columns=True)
