@@ -88,18 +88,23 @@ def learned_scales(folder: Path) -> tuple[str, Table] | None:
     found = read(folder, "learned_scales")
     if not found:
         return None
-    plain = {r["size"]: r for r in found if r["recipe"] == "none"}
+    plain = {
+        (r["copy"], r["size"]): r["kld_mean"]
+        for r in found
+        if r["recipe"] == "none" and r["columns"] == "kept"
+    }
     rows = [
-        (f"{r['bytes'] / 1e6:.2f}", r["recipe"], str(r.get("block_steps", "")),
-         str(r.get("steps", "")), f"{r['kld_mean']:.4f} ± {r['kld_mean_err']:.4f}",
-         f"{100 * (r['kld_mean'] / plain[r['size']]['kld_mean'] - 1):+.1f} %",
+        (r["copy"], f"{r['bytes'] / 1e6:.2f}", r["columns"], r["recipe"],
+         str(r.get("block_steps", "")), str(r.get("steps", "")),
+         f"{r['kld_mean']:.4f} ± {r['kld_mean_err']:.4f}",
+         f"{100 * (r['kld_mean'] / plain[r['copy'], r['size']] - 1):+.1f} %",
          f"{r['ppl']:.2f}", f"{100 * r['top1']:.1f} %", str(r.get("minutes", "")))
         for r in found
     ]  # fmt: skip
-    text = "`none`: what learning begins with."
-    head = ("MB", "what learned", "steps a block", "steps together", "KLD", "change", "perplexity",
-            "top-1", "minutes of learning")  # fmt: skip
-    return text, (head, rows, (1,))
+    text = "Change: from nothing learned, columns kept as they are."
+    head = ("copy", "MB", "columns", "what learned", "steps a block", "steps together", "KLD",
+            "change", "perplexity", "top-1", "minutes of learning")  # fmt: skip
+    return text, (head, rows, (0, 2, 3))
 
 
 def _points(value: float | None, sign: str) -> str:

@@ -190,3 +190,21 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
 def words() -> Callable[..., Any]:
     """words(kind) -> a new tokenizer, "bytes" or "pieces"."""
     return make_tokenizer
+
+
+@pytest.fixture
+def steady(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What onnxruntime takes is made up, however busy the machine is."""
+    from compressed_networks import make_steady
+
+    make_steady(monkeypatch)
+
+
+@pytest.fixture(scope="session")
+def done(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """The result of a small network at half of its multiply-adds: leave its run as it was."""
+    from compressed_networks import compress, make_steady
+
+    with pytest.MonkeyPatch.context() as patch:
+        make_steady(patch)
+        return compress(tmp_path_factory.mktemp("done") / "run", budget="0.5 macs")

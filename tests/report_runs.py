@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
 from lighten.atomic import dump
 from lighten.run import Run
+
+KINDS = ("text", "network")
 
 PIXEL = (
     "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mP8z8BQDwAEhQGAhKmMIQAA"
@@ -66,6 +69,13 @@ NETWORK_METRICS: dict[str, Any] = {
     ],
     "widths": [{"axis": "conv1.weight", "units": 12}], "notes": [], "problems": [],
 }  # fmt: skip
+
+
+def changed(metrics: dict[str, Any], side: str, **values: Any) -> dict[str, Any]:
+    """Metrics with other values on one side."""
+    copy = deepcopy(metrics)
+    copy[side] |= values
+    return copy
 
 
 def layers(count: int, name: str = "blocks.{block}.{kind}.weight") -> list[dict[str, Any]]:

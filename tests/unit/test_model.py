@@ -1,9 +1,10 @@
-"""Opening models: weights, ties, names, layers, memory, and what is refused."""
+"""Opening models: what they compute, weights, types, ties, names, digests, memory."""
 
 from __future__ import annotations
 
 import json
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,71 +12,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from lighten.errors import BadInput, WrongUse
-from lighten.model import Model, open_model
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from conftest import FAMILIES
+from lighten.errors import BadInput
+from lighten.model import open_model
 from lighten.registry import families
-
-FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "gemma3_text", "gpt2")
-TOKENS = torch.arange(40).remainder(31).view(2, 20)
-
-
-def reference(folder: Path) -> Any:
-    from transformers import AutoModelForCausalLM
-
-    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-
-
-def logits(model: Model) -> torch.Tensor:
-    skeleton = model.skeleton()
-    model.fill(skeleton)
-    with torch.no_grad():
-        return skeleton(input_ids=TOKENS, use_cache=False).logits
-
-
-def copied(folder: Path, to: Path) -> Path:
-    return Path(shutil.copytree(folder, to))
-
-
-def write_gguf(
-    folder: Path, path: Path, only: tuple[str, ...] = (), change: dict[str, Any] | None = None
-) -> Path:
-    """A GGUF file of a Hugging Face folder, float32, as the families say; no tokenizer.
-
-    only: parts of names that are stored as Q8_0. change: metadata that lie (None: left out).
-    """
-    import gguf
-    from gguf import GGUFValueType, GGUFWriter
-
-    model = reference(folder)
-    family = families[model.config.model_type]
-    writer = GGUFWriter(path, family.gguf_arch)
-    for key, (value, kind) in family.metadata(model.config).items():
-        value = (change or {}).get(key.partition(".")[2], value)
-        if value is None:
-            continue
-        if isinstance(value, list):
-            writer.add_key_value(key, value, GGUFValueType.ARRAY, kind)
-        else:
-            writer.add_key_value(key, value, kind)
-    flat = {f"{n}.weight" for n, m in model.named_modules() if type(m).__name__ == "Conv1D"}
-    for name, p in model.named_parameters():
-        there = family.gguf_name(name, model.config.num_hidden_layers)
-        w = p.detach().T.contiguous() if name in flat else p.detach()
-        order = family.row_order(name, model.config)
-        w = w if order is None else w[order]
-        data = (w + family.offset(name)).numpy()
-        if any(part in name for part in only):
-            kind = gguf.GGMLQuantizationType.Q8_0
-            writer.add_tensor(there, gguf.quants.quantize(data, kind), raw_dtype=kind)
-        else:
-            writer.add_tensor(there, data)
-    for name, tensor in family.extra_tensors(model.config).items():
-        writer.add_tensor(name, tensor.numpy())
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return path
+from model_files import TOKENS, copied, logits, reference, write_gguf
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -205,143 +148,6 @@ def test_base_model_prefix_may_be_missing(tiny: Any, family: str, tmp_path: Path
     assert torch.equal(logits(model), logits(open_model(tiny(family))))
 
 
-def test_layers_of_llama(tiny: Any) -> None:
-    model = open_model(tiny("llama"))
-    assert model.blocks == ("model.layers.0", "model.layers.1")
-    named = {layer.name: layer for layer in model.layers}
-    assert len(named) == 2 + 2 * 7
-    assert sum(layer.size for layer in model.layers) + 5 * 64 == model.parameters
-    gate = named["model.layers.1.mlp.gate_proj.weight"]
-    assert (gate.kind, gate.shape, gate.block, gate.transposed) == ("linear", (96, 64), 1, False)
-    groups: dict[str, set[str]] = {}
-    for layer in model.layers:
-        groups.setdefault(layer.shares, set()).add(layer.name.split(".")[-2])
-    assert sorted(map(sorted, groups.values())) == sorted(
-        [["embed_tokens"], ["lm_head"]]
-        + [["k_proj", "q_proj", "v_proj"], ["o_proj"], ["gate_proj", "up_proj"], ["down_proj"]] * 2
-    )
-    assert model.others == ()
-
-
-def test_layers_of_gpt2_are_seen_as_out_by_in(tiny: Any) -> None:
-    model = open_model(tiny("gpt2"))
-    named = {layer.name: layer for layer in model.layers}
-    attention = named["transformer.h.0.attn.c_attn.weight"]
-    assert (attention.shape, attention.transposed) == ((192, 64), True)
-    stored = model.tensors[attention.name].load()
-    assert stored.shape == (64, 192)
-    assert torch.equal(model.weight(attention), stored.T)
-    assert named["transformer.wpe.weight"].kind == "positions"
-    assert named["transformer.wte.weight"].kind == "embedding+head"
-
-
-def test_unknown_architectures_are_opened_without_a_family(tmp_path: Path) -> None:
-    from transformers import AutoModelForCausalLM, PhiConfig
-
-    torch.manual_seed(0)
-    config = PhiConfig(
-        vocab_size=64,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        eos_token_id=1,
-        bos_token_id=0,
-    )
-    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
-    model = open_model(tmp_path)
-    assert model.family is None
-    with torch.no_grad():
-        expected = reference(tmp_path)(input_ids=TOKENS, use_cache=False).logits
-    assert torch.equal(logits(model), expected)
-    shares = {layer.name.split(".")[-2]: layer.shares for layer in model.layers if layer.block == 0}
-    assert len({shares[n] for n in ("q_proj", "k_proj", "v_proj", "fc1")}) == 1  # parallel block
-    assert len(set(shares.values())) == 3
-
-
-def test_stacked_experts_are_reported_not_compressed(tmp_path: Path) -> None:
-    from transformers import AutoModelForCausalLM, Llama4TextConfig
-
-    config = Llama4TextConfig(
-        vocab_size=64,
-        hidden_size=32,
-        intermediate_size=32,
-        intermediate_size_mlp=32,
-        num_hidden_layers=1,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=8,
-        num_local_experts=2,
-        pad_token_id=0,
-        bos_token_id=0,
-        eos_token_id=1,
-    )
-    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
-    model = open_model(tmp_path)
-    assert {name.split(".")[-1] for name in model.others} == {"gate_up_proj", "down_proj"}
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-def test_blocks_are_filled_and_emptied_one_at_a_time(tiny: Any, family: str) -> None:
-    model = open_model(tiny(family))
-    skeleton = model.skeleton()
-    model.fill(skeleton, skip=model.blocks)
-    inside = tuple(f"{b}." for b in model.blocks)
-    everything = dict(skeleton.named_parameters()) | dict(skeleton.named_buffers())
-    assert {n for n, t in everything.items() if t.is_meta} == {
-        n for n in everything if n.startswith(inside)
-    }
-    for prefix in model.blocks:
-        block = skeleton.get_submodule(prefix)
-        model.fill(block, prefix)
-        assert not any(t.is_meta for t in [*block.parameters(), *block.buffers()])
-    with torch.no_grad():
-        got = skeleton(input_ids=TOKENS, use_cache=False).logits
-    assert torch.equal(got, logits(model))
-    model.empty(skeleton)
-    everything = dict(skeleton.named_parameters()) | dict(skeleton.named_buffers())
-    assert all(t.is_meta for t in everything.values())
-    model.fill(skeleton)
-    with torch.no_grad():
-        assert torch.equal(skeleton(input_ids=TOKENS, use_cache=False).logits, got)
-
-
-def test_filling_draws_no_random_numbers(tiny: Any) -> None:
-    model = open_model(tiny("gemma3_text"))
-    before = torch.random.get_rng_state()
-    model.fill(model.skeleton())
-    assert torch.equal(torch.random.get_rng_state(), before)
-
-
-def test_overrides_are_out_by_in(tiny: Any) -> None:
-    model = open_model(tiny("gpt2"))
-    layer = next(layer for layer in model.layers if layer.transposed)
-    new = torch.randn(layer.shape)
-    skeleton = model.skeleton()
-    model.fill(skeleton, overrides={layer.name: new, "transformer.wte.weight": torch.ones(320, 64)})
-    assert torch.equal(skeleton.get_parameter(layer.name), new.T)
-    assert bool((skeleton.lm_head.weight == 1).all())
-    new.zero_()
-    assert bool(skeleton.get_parameter(layer.name).any())  # a copy, not the caller's memory
-    with pytest.raises(WrongUse, match="override"):
-        model.fill(skeleton, overrides={layer.name: new.T})
-
-
-def test_nan_weights_are_refused_by_name(tiny: Any, tmp_path: Path) -> None:
-    folder = copied(tiny("llama"), tmp_path / "m")
-    weights = load_file(folder / "model.safetensors")
-    for value in (float("nan"), float("inf"), -float("inf")):
-        weights["model.layers.1.mlp.up_proj.weight"][3, 5] = value
-        save_file(weights, folder / "model.safetensors")
-        model = open_model(folder)
-        bad = next(layer for layer in model.layers if layer.name.endswith("1.mlp.up_proj.weight"))
-        with pytest.raises(BadInput, match=r"layers\.1\.mlp\.up_proj\.weight.* 1 values"):
-            model.weight(bad)
-        with pytest.raises(BadInput, match="NaN or infinite"):
-            model.fill(model.skeleton())
-        model.weight(model.layers[0])
-
-
 def test_digest_sees_every_part_and_no_place(tiny: Any, tmp_path: Path) -> None:
     folder = copied(tiny("llama"), tmp_path / "m")
     first = open_model(folder).digest
@@ -373,100 +179,6 @@ def test_the_tokenizer_comes_along(tiny: Any, tmp_path: Path) -> None:
         file.unlink()
     with pytest.raises(BadInput, match="tokenizer"):
         _ = open_model(bare).tokenizer
-
-
-@pytest.mark.parametrize(
-    ("damage", "said"),
-    [
-        ("lose", "lacks 1 of"),
-        ("reshape", "config makes it"),
-        ("config", "config.json is damaged"),
-        ("type", "model_type"),
-        ("pickle", "pickle"),
-        ("none", "no model.safetensors"),
-        ("quantized", "already compressed"),
-        ("no config", "no config.json"),
-        ("deep", "num_hidden_layers = 1000000000"),
-    ],
-)
-def test_damaged_folders_are_refused(tiny: Any, tmp_path: Path, damage: str, said: str) -> None:
-    folder = copied(tiny("llama"), tmp_path / "m")
-    weights, config = folder / "model.safetensors", folder / "config.json"
-    tensors, settings = load_file(weights), json.loads(config.read_text())
-    if damage == "lose":
-        del tensors["model.norm.weight"]
-        save_file(tensors, weights)
-    elif damage == "reshape":
-        tensors["model.norm.weight"] = torch.ones(63)
-        save_file(tensors, weights)
-    elif damage == "config":
-        config.write_bytes(b"{\xff")
-    elif damage == "type":
-        config.write_text(json.dumps({**settings, "model_type": "no-such-model"}))
-    elif damage == "pickle":
-        weights.rename(folder / "pytorch_model.bin")
-    elif damage == "none":
-        weights.unlink()
-    elif damage == "quantized":
-        config.write_text(json.dumps({**settings, "quantization_config": {"quant_method": "x"}}))
-    elif damage == "deep":
-        config.write_text(json.dumps({**settings, "num_hidden_layers": 10**9}))
-    else:
-        config.unlink()
-    with pytest.raises(BadInput, match=said) as caught:
-        open_model(folder)
-    assert caught.value.hint
-
-
-LIES: list[dict[str, Any]] = [
-    {"block_count": 4},
-    {"block_count": 2**31},
-    {"block_count": None},
-    {"embedding_length": 128},
-    {"embedding_length": 2**31},
-    {"feed_forward_length": 97},
-    {"context_length": None},
-    {"attention.head_count": 5},
-    {"attention.head_count": 2**30},
-    {"attention.head_count_kv": 0},
-    {"attention.key_length": 17},
-    {"attention.key_length": 2**30, "attention.value_length": 2**30},
-    {"attention.value_length": 4},
-    {"attention.layer_norm_rms_epsilon": float("nan")},
-]
-
-
-@pytest.mark.parametrize("lie", LIES, ids=str)
-@pytest.mark.parametrize("family", ["llama", "gemma3_text"])
-def test_metadata_that_lie_are_refused(
-    tiny: Any, tmp_path: Path, family: str, lie: dict[str, Any]
-) -> None:
-    path = write_gguf(tiny(family), tmp_path / "m.gguf", change=lie)
-    with pytest.raises(BadInput) as caught:
-        open_model(path)
-    assert caught.value.hint
-
-
-def test_foreign_and_split_gguf_are_refused(tmp_path: Path) -> None:
-    import gguf
-
-    for arch, splits, said in (("whisper", 1, "whisper"), ("llama", 2, "one part")):
-        writer = gguf.GGUFWriter(tmp_path / "m.gguf", arch)
-        writer.add_uint16("split.count", splits)
-        writer.write_header_to_file()
-        writer.write_kv_data_to_file()
-        writer.write_tensors_to_file()
-        writer.close()
-        with pytest.raises(BadInput, match=said):
-            open_model(tmp_path / "m.gguf")
-
-
-def test_what_is_no_model_is_wrong_use(tmp_path: Path) -> None:
-    with pytest.raises(WrongUse, match="there is no model"):
-        open_model(tmp_path / "nowhere")
-    (tmp_path / "a.safetensors").write_bytes(b"")
-    with pytest.raises(WrongUse, match=r"no \.gguf"):
-        open_model(tmp_path / "a.safetensors")
 
 
 def test_hub_ids_come_from_the_cache_and_offline_is_said(

@@ -222,7 +222,11 @@ def test_a_saved_network_is_loaded_from_the_factory(name: str, tmp_path: Path) -
     save(small, tmp_path / "small", couplings, keep)
     assert {p.suffix for p in (tmp_path / "small").iterdir()} == {".safetensors", ".json"}
     again = load(factory_of(name), tmp_path / "small")
-    torch.testing.assert_close(again(*network.inputs), small(*network.inputs), rtol=0, atol=0)
+    stored, kept = again.state_dict(), small.module.state_dict()
+    assert stored.keys() == kept.keys()
+    assert all(torch.equal(stored[key], kept[key]) for key in kept)
+    # where weights lie in memory may decide by which kernel they are multiplied
+    torch.testing.assert_close(again(*network.inputs), small(*network.inputs))
 
 
 def test_a_folder_of_another_network_or_a_damaged_one_is_refused(tmp_path: Path) -> None:
