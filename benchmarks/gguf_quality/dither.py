@@ -25,7 +25,7 @@ MODEL, FOLDER = "smollm2-dithered-f16.gguf", "smollm2-dithered"
 
 def dithered(cache: Path) -> Path:
     """The cache folder with both forms in it, made where they are absent."""
-    if not (cache / FOLDER).exists():
+    if not (cache / FOLDER / "model.safetensors").exists():  # what is written last
         random = np.random.default_rng(0)
         reader, weights = rescale.load(rescale.packaged_model())
         for name, step in steps(reader):

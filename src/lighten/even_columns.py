@@ -27,8 +27,9 @@ from lighten.registry import families
 from lighten.run import Run
 from lighten.tensors import LazyTensor, held, scaled
 
-LARGEST = 64.0
-"""No column is scaled further, up or down: one that is nearly zero would be without end."""
+LARGEST = 8.0
+"""No column is scaled further, up or down: one that is nearly zero would be without end, and what
+it is multiplied by might leave the numbers that a runtime in float16 has."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ def places(model: Model) -> list[Place]:
     if why := refuses(model):
         raise WrongUse(
             f"columns of {model.source} cannot be made even: {why}",
-            "give the Hugging Face folder of the model, or leave it out",
+            "leave it out" + (", or give the Hugging Face folder" if model.kind == "gguf" else ""),
         )
     return [
         Place(f"{prefix}.{writer}", tuple(f"{prefix}.{reader}.weight" for reader in readers))
@@ -77,12 +78,14 @@ def column_scales(model: Model) -> dict[str, Tensor]:
     with stage("even columns", len(each := places(model)), "places") as tick:
         for place in each:
             name = f"{place.writer}.weight"
-            weights = [model.weight(layers[reader]) for reader in place.readers]
-            for reader, weight in zip(place.readers, weights, strict=True):
+            squares = torch.zeros(layers[place.readers[0]].shape[1])
+            for reader in place.readers:
+                weight = model.weight(layers[reader])
                 if reader in found:  # it writes channels that were scaled before
                     weight /= found[reader][:, None]
-            size = torch.cat(weights).square().mean(0)
-            found[name] = _bounded(_by_channel(size, model.tensors[name].shape[0], model).sqrt())
+                squares += weight.square_().sum(0)
+            width = model.tensors[name].shape[0]
+            found[name] = _bounded(_by_channel(squares, width, model).sqrt())
             tick()
     return found
 
@@ -138,13 +141,11 @@ def _by_column(scale: Tensor, columns: int, model: Model) -> Tensor:
 
 
 def _bounded(size: Tensor) -> Tensor:
-    """(width,): 1 / size, one on the geometric mean; 1 where there is nothing in a column."""
-    some = size > 0
-    if not bool(some.any()):
-        return torch.ones_like(size)
-    logs = size.clamp_min(torch.finfo(size.dtype).tiny).log()
-    scale = (logs[some].mean() - logs).exp().clamp(1 / LARGEST, LARGEST)
-    return torch.where(some, scale, 1.0)
+    """(width,): 1 / size, 1 for the column in the middle and for those with nothing in them."""
+    some = size > size.max() * 1e-3
+    middle = size[some].median() if bool(some.any()) else 1.0
+    scale = (middle / size).clamp(1 / LARGEST, LARGEST)
+    return torch.where(size > 0, scale, 1.0)
 
 
 def _divided(norm: LazyTensor, scale: Tensor) -> tuple[LazyTensor, Tensor]:

@@ -22,7 +22,6 @@ from lighten.errors import BadInput
 from lighten.learn import learn
 from lighten.length import Length
 from lighten.lesson import Lesson
-from lighten.mirrored import mirrors
 from lighten.network import Network
 from lighten.progress import note
 from lighten.quantized import Quantized
@@ -112,26 +111,26 @@ def learn_quantized(
 def learned_twin(
     made: Quantized, teacher: Network, data: TrainingData, *, length: str | Length, codes: bool,
     lesson: Lesson, rate: float = RATE, folder: Path | None = None, seed: int = 0,
-    judge: Judge | None = None, keep_given: bool = True, mirrored: bool | None = False,
+    judge: Judge | None = None, keep_given: bool = True, mirrored: bool = False,
     name: str = "learn integers",
 ) -> tuple[Trainable, dict[str, Any]]:  # fmt: skip
     """The trainable twin of `made` as it was best on what `data` holds out, and its metrics.
 
     keep_given: maybe as it was given; False: the best trained state, for a caller that compares
     both on other data. judge: of `data`, where there is one already. mirrored: the teacher looks
-    twice (None: where that makes sense, see lighten.mirrored).
+    twice (lighten.mirrored).
     """
     judge = judge or Judge(teacher, data)
-    twin, twice = trainable(made, _mode(codes)), mirrors(mirrored, teacher, lesson, data.course)
+    twin = trainable(made, _mode(codes))
     learned = learn(
-        twin, teaching(teacher, lesson, twice), lesson, data.course, length=length, rate=rate,
+        twin, teaching(teacher, lesson, mirrored), lesson, data.course, length=length, rate=rate,
         batch=min(BATCH, data.course.count), evaluate=judge, folder=folder, seed=seed,
         optimizer="adamw", weight_decay=0.0, precision="32-true", keep_given=keep_given,
-        given={"mirrored": twice}, name=name,
+        given={"mirrored": mirrored}, name=name,
     )  # fmt: skip
     return twin, {
         "length": str(Length.parse(length)), "learn_from": str(lesson), "codes": codes,
-        "mirrored": twice, "rate": rate, "steps": learned.steps, "best_step": learned.best_step,
+        "mirrored": mirrored, "rate": rate, "steps": learned.steps, "best_step": learned.best_step,
         "images": data.course.count, "held_out": len(data.held_out), "measure": judge.measure,
         "before": judge.shown(learned.first), "after": judge.shown(learned.best),
         "minutes": round(learned.seconds / 60, 2),

@@ -28,7 +28,7 @@ class Model:
 
     family: its key in `registry.families`, None where lighten knows no names abroad. gguf: the
     header of a GGUF file. notes: what the user should know about how it was opened. changed: the
-    tensors that `with_vectors` put in the place of those on disk.
+    tensors that stand in the place of those on disk.
     """
 
     source: str
@@ -82,13 +82,12 @@ class Model:
         tensors = dict(self.tensors)
         for name, v in vectors.items():
             tensors[name] = held(v.cpu(), tensors[name])
-        return self.with_tensors(tensors, self.changed | vectors.keys())
+        return self.with_tensors(tensors)
 
-    def with_tensors(
-        self, tensors: Mapping[str, LazyTensor], changed: frozenset[str] | None = None
-    ) -> Model:
-        """The same names and shapes with other numbers in them."""
-        new = replace(self, changed=self.changed if changed is None else changed)
+    def with_tensors(self, tensors: Mapping[str, LazyTensor]) -> Model:
+        """The same names and shapes with other numbers in some of them."""
+        others = {name for name, tensor in tensors.items() if tensor is not self.tensors[name]}
+        new = replace(self, changed=self.changed | others)
         new.__dict__["_matched"] = replace(self._matched, tensors=tensors)
         return new
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -104,8 +105,10 @@ def compress(
     settings |= teach | even
     preflight(folder, disk=3 * opened.nbytes, memory=_memory_needed(opened, samples * length))
     with Run.open(folder, wanted | settings | {"source": source}) as run, logged(run):
-        opened = columns.evened(run, opened) if even_columns else opened
         job = _job(run, opened, corpus, exporter, samples, length, seed)
+        if even_columns:
+            opened = columns.evened(run, opened)
+            job = replace(job, model=opened)
         found, fixed = _candidates(job), exporter.fixed_bytes(opened)
         tried: dict[str, Plan] = {}
         measured = partial(_assembled, job, tried)

@@ -71,7 +71,8 @@ class Made:
     @property
     def given(self) -> dict[str, str]:
         """What an export depends on beyond the request."""
-        return {**self.plan.specs, **({"weights": "learned"} if self.model.changed else {})}
+        learned = self.weights.folder.startswith(f"{FOLDER}/")
+        return {**self.plan.specs, **({"weights": "learned"} if learned else {})}
 
 
 def made(run: Run, model: Model, plan: Plan) -> Made:

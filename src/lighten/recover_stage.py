@@ -78,7 +78,11 @@ class Recovery:
 
     def check(self, network: Network) -> None:
         """Raises WrongUse where this network cannot teach as it is asked to."""
-        mirrors(self.mirrored, network, self.lesson, self.data.course)
+        self.looks_twice(network)
+
+    def looks_twice(self, network: Network) -> bool:
+        """Whether this network teaches as lighten.mirrored says; raises WrongUse."""
+        return mirrors(self.mirrored, network, self.lesson, self.data.course)
 
     def request(self) -> dict[str, Any]:
         """What another request differs in."""

@@ -46,8 +46,7 @@ NONE = "none"
 @dataclass(frozen=True, eq=False)
 class Scales:
     """How steps, biases and, with `codes`, codes learn. asked: by name, not with a recovery.
-    mirrored: the original looks twice, as the recovery before asked it to (None: where that makes
-    sense); without one it looks once."""
+    mirrored: the original looks twice, as it did in the recovery before."""
 
     length: Length
     codes: bool
@@ -55,7 +54,7 @@ class Scales:
     data: TrainingData
     seed: int
     asked: bool
-    mirrored: bool | None = False
+    mirrored: bool = False
 
     @classmethod
     def of(
@@ -92,7 +91,7 @@ class Scales:
         held = data.held_out[:HELD]
         return cls(
             length, codes, lesson, replace(data, held_out=held, labels=None), seed,
-            learn is not None, False if recovery is None else recovery.mirrored,
+            learn is not None, recovery is not None and recovery.looks_twice(network),
         )  # fmt: skip
 
     def request(self) -> dict[str, Any]:

@@ -86,7 +86,7 @@ def scaled(stored: LazyTensor, first: Tensor | None, last: Tensor | None = None)
         value = stored.read(start, stop).float()
         if first is not None:
             value *= first[start:stop].view(-1, *[1] * (value.dim() - 1))
-        return value if last is None else value * last
+        return value if last is None else value.mul_(last)
 
     return replace(stored, read=read)
 

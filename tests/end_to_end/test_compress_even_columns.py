@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import lighten
 from lighten import errors, even_columns, recover_language
 from lighten.cli import main
+from lighten.even_columns import column_scales, scaled_columns
 from lighten.model import open_model
 from lighten.results import results  # noqa: F401  (imported before anything is replaced in it)
 from lighten.runtimes import llama_cpp
@@ -36,6 +39,21 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+def uneven(folder: Path, to: Path) -> Path:
+    """The same function with columns that are far from even: up to 7 times as large, or as small,
+    as they were."""
+    model, generator = open_model(folder), torch.Generator().manual_seed(1)
+    spread = {
+        name: (4 * torch.rand(model.tensors[name].shape[0], generator=generator) - 2).exp()
+        for name in column_scales(model)
+    }
+    shutil.copytree(folder, to)
+    tensors = scaled_columns(model, spread).tensors
+    save_file({k: t.load().contiguous() for k, t in tensors.items()}, to / "model.safetensors",
+              metadata={"format": "pt"})  # fmt: skip
+    return to
+
+
 def logits(path: Path) -> Tensor:
     model = open_model(path)
     module = model.skeleton()
@@ -55,23 +73,26 @@ def divergence(a: Tensor, b: Tensor) -> float:
 def test_every_form_of_a_run_is_the_same_model(
     tiny: Tiny, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, family: str
 ) -> None:
-    def ask() -> Any:
-        return lighten.compress(
-            tiny(family), budget="60%", data=text, out=tmp_path / "run", even_columns=True, **SMALL
-        )
+    model = uneven(tiny(family), tmp_path / "model")
+
+    def ask(**options: Any) -> Any:
+        asked = SMALL | {"even_columns": True} | options
+        return lighten.compress(model, budget="60%", data=text, out=tmp_path / "run", **asked)
 
     done = ask()
     assert "columns were made even before they were rounded" in done.metrics["notes"]
+    assert "--even-columns" in (done.run / "look" / "provenance.json").read_text()
     original, exported = logits(tiny(family)), logits(done.exported)
-    # other tokens than those of the text, but a lost factor would cost a thousand times as much
+    # other tokens than those of the text, but far from what a lost factor would cost
     assert divergence(original, exported) < 10 * done.metrics["after"]["mean_kld"]["value"]
     # the run knows by itself that its weights are those of even columns, and never asks again
     monkeypatch.setattr(even_columns, "column_scales", None)
     other = logits(lighten.export(done.run, "huggingface"))
     assert divergence(exported, other) < 1e-3 * divergence(original, exported)
     assert ask().metrics == done.metrics
+    assert lighten.replan(done.run, "70%")["predicted_kld"] < done.plan.predicted["nats"]
     with pytest.raises(errors.ChangedRequest, match="columns"):
-        lighten.compress(tiny(family), budget="60%", data=text, out=tmp_path / "run", **SMALL)
+        ask(even_columns=False)
 
 
 @pytest.mark.parametrize("export", ["gguf", "compressed_tensors"])
@@ -89,6 +110,8 @@ def test_it_learns_back_like_any_other(
     facts = done.metrics["recover"][0]
     assert facts["taken"] == "yes"
     assert facts["mean_kld_after"] < facts["mean_kld_before"]
+    other = logits(lighten.export(done.run, "huggingface"))
+    assert divergence(logits(tiny("llama")), other) < 10 * facts["mean_kld_after"]
 
 
 def test_where_columns_cannot_be_scaled_it_is_told_before_anything(

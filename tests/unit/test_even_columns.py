@@ -91,3 +91,14 @@ def test_weights_on_a_grid_and_strangers_are_refused(tiny: Any) -> None:
         places(model)
     model.__dict__.update(kind="huggingface", family=None)
     assert "no place" in str(refuses(model))
+
+
+def test_many_dead_columns_leave_the_others_to_be_made_even(tiny: Any) -> None:
+    model = open_model(tiny("llama"))
+    down = "model.layers.0.mlp.down_proj.weight"
+    weight = model.tensors[down].load()
+    weight[:, ::2] *= 1e-9
+    scales = column_scales(model.with_vectors({down: weight}))
+    alive = scales["model.layers.0.mlp.up_proj.weight"][1::2]
+    assert float(alive.max()) > 1.01
+    assert float(alive.max() / alive.min()) > 1.01

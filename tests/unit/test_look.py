@@ -253,6 +253,8 @@ def test_the_line_that_makes_a_run_again() -> None:
     assert words[words.index("--data") + 1] == "my text.txt"
     assert words[words.index("--recover") + 1] == "50steps"
     assert "--max-kld" not in words
+    assert "--even-columns" not in words
+    assert "--even-columns" in command(request | {"columns": "even"}, Text())  # type: ignore[arg-type]
     assert "None" not in words
 
 

@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from lighten.containers.output import whole_folder
 from lighten.containers.safetensors import Shards
+from lighten.errors import BadOutput
 
 _COPIED = (
     "generation_config.json",
@@ -75,6 +77,16 @@ def write_folder(path: Path, files: Mapping[str, bytes], shards: Shards, load: A
         for name, content in files.items():
             (part / name).write_bytes(content)
         shards.write(part, load)
+
+
+def finite(name: str, t: Tensor) -> Tensor:
+    """The tensor `name` as it is to be stored; raises BadOutput where its type cannot hold it."""
+    if t.is_floating_point() and not bool(t.isfinite().all()):
+        raise BadOutput(
+            f"tensor `{name}` has numbers that {str(t.dtype).removeprefix('torch.')} cannot hold",
+            "start from a model in bfloat16 or float32; leave --even-columns out where it is there",
+        )
+    return t
 
 
 def _architectures(config: Any) -> list[str]:

@@ -157,7 +157,7 @@ class CompressedTensors:
                 layer, part = packed[name]
                 return _part(weights[layer], part)
             kept: Tensor = model.tensors[name].load()
-            return kept.to(_kept_dtype(model, name))
+            return folder.finite(name, kept.to(_kept_dtype(model, name)))
 
         files = self._files(model, chosen)
         folder.write_folder(path, files, self._shards(model, chosen), load)

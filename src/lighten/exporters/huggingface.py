@@ -16,7 +16,6 @@ from torch import Tensor
 
 from lighten.containers import folder
 from lighten.containers.safetensors import SHARD_BYTES, Entry, Shards, Tensors
-from lighten.errors import BadOutput
 from lighten.network import Network
 from lighten.quantized import Quantized
 from lighten.registry import exporters
@@ -66,10 +65,10 @@ class HuggingFace:
             dtype = _stored_dtype(model, name, name in layers)
             if name not in weights:
                 kept: Tensor = model.tensors[name].load()
-                return _finite(name, kept.to(dtype))
+                return folder.finite(name, kept.to(dtype))
             dense = weights[name].dense()
             dense = dense.T if layers[name].transposed else dense
-            return _finite(name, dense.reshape(tuple(model.tensors[name].shape)).to(dtype))
+            return folder.finite(name, dense.reshape(tuple(model.tensors[name].shape)).to(dtype))
 
         files = folder.small_files(model, folder.weight_dtype(model))
         folder.write_folder(path, files, shards, load)
@@ -91,15 +90,6 @@ def _stored_dtype(model: Any, name: str, is_layer: bool) -> torch.dtype:
         return torch.float16 if is_layer else torch.float32
     dtype: torch.dtype = model.tensors[name].dtype
     return dtype
-
-
-def _finite(name: str, t: Tensor) -> Tensor:
-    if t.is_floating_point() and not bool(t.isfinite().all()):
-        raise BadOutput(
-            f"tensor `{name}` has numbers that {str(t.dtype).removeprefix('torch.')} cannot hold",
-            "mend the model, or start from one in bfloat16 or float32",
-        )
-    return t
 
 
 exporters("huggingface")(HuggingFace())

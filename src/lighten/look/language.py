@@ -96,4 +96,4 @@ def command(request: Mapping[str, Any], corpus: Corpus) -> list[str]:
     for name, value in options.items():
         if value is not None:
             words += [f"--{name}", f"{value}"]
-    return words
+    return [*words, "--even-columns"] if request.get("columns") == "even" else words
