@@ -9,6 +9,7 @@ it lost less.
 from __future__ import annotations
 
 import json
+from collections import ChainMap
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,6 +25,7 @@ from lighten.language_blocks import HEAD_WINDOWS, LEAST, Learning, learn_languag
 from lighten.language_student import LanguageModel, LanguageStudent
 from lighten.learn import learn
 from lighten.learn_state import remove_states
+from lighten.learned_blocks import is_head
 from lighten.length import Length
 from lighten.lesson import Lesson
 from lighten.measure import head_of
@@ -202,20 +204,35 @@ def _by_blocks(
     run: Run, before: Made, text: Tensor, how: Learning, evaluate: Watched, folder: str,
     device: torch.device,
 ) -> tuple[tuple[Model, Mapping[str, Compressed]], dict[str, Any]]:  # fmt: skip
-    """The model and weights after each block has learned, where that is nearer to the original on
-    the watched windows, else as they were; and what metrics.json says of it."""
-    given = before.model, before.weights
-    found = learn_language_blocks(run, *given, text, how, f"{folder}/blocks", device)
-    new = before.model.with_vectors(found.vectors), found.weights
-    was, now = (-evaluate(LanguageModel(*each, device)) for each in (given, new))
+    """The model and weights after each block has learned, with the head as it learned or as it was,
+    whichever is nearest to the original on the watched windows; as they were, where that is nearer;
+    and what metrics.json says of it."""
+    old: Mapping[str, Compressed] = before.weights
+    found = learn_language_blocks(run, before.model, old, text, how, f"{folder}/blocks", device)
+    model = before.model.with_vectors(found.vectors)
+
+    def kld(model: Model, weights: Mapping[str, Compressed]) -> float:
+        return -evaluate(LanguageModel(model, weights, device))
+
+    heads = {la.name for la in model.layers if is_head(la)} & {row["block"] for row in found.errors}
+    weights = found.weights
+    was, now = kld(before.model, old), kld(model, weights)
+    if heads:
+        plain = ChainMap({name: old[name] for name in heads}, weights)  # type: ignore[arg-type]
+        without = kld(model, plain)
+        if without < now:
+            note(f"the head that learned makes it worse ({without:.4g} -> {now:.4g}): not taken")
+            weights, now = plain, without
     if now > was:
         note(f"blocks that learned alone are worse together ({was:.4g} -> {now:.4g}): not taken")
     facts = {
-        "taken": "yes" if now <= was else "no", "steps": how.steps, "mode": how.mode,
+        "taken": "yes" if now <= was else "no",
+        "head": "yes" if heads and weights is found.weights and now <= was else "no",
+        "steps": how.steps, "mode": how.mode,
         "watched_kld_before": was, "watched_kld_after": now,
         "seconds": sum(row["seconds"] for row in found.errors), "errors": found.errors,
     }  # fmt: skip
-    return new if now <= was else given, facts
+    return (model, weights) if now <= was else (before.model, old), facts
 
 
 def _stored(run: Run, kept: Weights) -> Made:

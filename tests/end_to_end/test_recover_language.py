@@ -19,7 +19,9 @@ from lighten.learned_blocks import is_head
 from lighten.model import open_model
 from lighten.registry import exporters
 from lighten.results import results  # noqa: F401  (imported before anything is replaced in it)
+from lighten.run import Run
 from lighten.runtimes import llama_cpp
+from lighten.solve import Weights
 
 pytest.importorskip("lightning")
 
@@ -95,6 +97,37 @@ def test_it_learns_back_in_the_same_bytes_and_once(
     assert again.metrics == done.metrics
     exported = lighten.export(done.run, export)  # what was learned is what is written
     assert exported == done.exported
+
+
+@pytest.mark.parametrize("worse", [True, False])
+def test_a_head_that_makes_it_worse_is_left_as_it_was(
+    tiny: Tiny, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, worse: bool
+) -> None:
+    seen = iter([-3.0, -2.0, -1.0] if worse else [-3.0, -1.0, -2.0])
+    there = recover_language.Watched.__call__
+
+    def judged(self: Any, student: Any) -> float:
+        return next(seen, None) or there(self, student)
+
+    monkeypatch.setattr(recover_language.Watched, "__call__", judged)
+    given: list[Any] = []
+    student = recover_language.LanguageStudent
+
+    def attached(model: Any, weights: Any, **options: Any) -> Any:
+        given.append(weights)
+        return student(model, weights, **options)
+
+    monkeypatch.setattr(recover_language, "LanguageStudent", attached)
+    out = tmp_path / "run"
+    done = lighten.compress(tiny("llama"), budget="45%", data=text, out=out, **ASKED)
+    blocks = done.metrics["recover"][0]["blocks"]
+    assert (blocks["taken"], blocks["head"]) == ("yes", "no" if worse else "yes")
+    assert blocks["watched_kld_after"] == 1.0
+    (head,) = [la.name for la in open_model(tiny("llama")).layers if is_head(la)]
+    solved = Weights(Run.at(out, lock=False), open_model(tiny("llama")), done.plan)
+    same = all(a.equal(given[0][head].parts[k]) for k, a in solved[head].parts.items())
+    assert same == worse
+    assert len(list(given[0])) == len(given[0]) == len(solved)
 
 
 def test_norms_that_learned_are_in_the_file(tiny: Tiny, text: Path, tmp_path: Path) -> None:
