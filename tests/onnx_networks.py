@@ -12,10 +12,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
+from lighten.cpu import saturates
 from lighten.network import Network
 from lighten.quantized import Edge, Quantized
 from lighten.registry import formats
 from lighten.types import Compressed, Spec
+
+EIGHT = "int7_channel_sym" if saturates() else "int8_channel_sym"
+"""What 8-bit weights are stored as here: where sums of products saturate, the runtime needs 7."""
 
 
 class Residual(nn.Module):
@@ -112,7 +116,7 @@ def values(net: Network, x: Tensor, quantized: Quantized | None = None) -> Mappi
 
 def quantized(
     net: Network,
-    format: str = "int8_channel_sym",
+    format: str = EIGHT,
     *,
     bits: int = 8,
     signed: bool = False,

@@ -77,7 +77,8 @@ def quantize(
         seen, held = data[~at], data[at]
     if reduce_range is None:
         reduce_range = bits_activations == 8 and saturates()
-    stored = 7 if reduce_range and bits_weights == 8 else bits_weights
+    # weights alone are multiplied in float, where nothing saturates
+    stored = 7 if reduce_range and bits_weights == 8 and bits_activations else bits_weights
     kept = set(keep_float)
 
     def made(free: Collection[str] = (), wide: Collection[str] = ()) -> Quantized:

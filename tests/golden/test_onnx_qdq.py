@@ -15,7 +15,7 @@ from lighten.network import Network
 from lighten.quantized import Edge, Quantized
 from lighten.registry import exporters
 from lighten.runtimes import onnxruntime
-from onnx_networks import Residual, Tokens, compressed, edge_of, network, quantized, values
+from onnx_networks import EIGHT, Residual, Tokens, compressed, edge_of, network, quantized, values
 
 pytest.importorskip("onnx")
 pytest.importorskip("onnxscript")
@@ -52,7 +52,9 @@ def test_float_equals_torch_at_any_batch(
     assert torch.allclose(found, net(x), atol=1e-5)
 
 
-@pytest.mark.parametrize("format", [f"int{bits}_channel_sym" for bits in (8, 7, 4, 3)])
+@pytest.mark.parametrize(
+    "format", sorted({EIGHT, *(f"int{bits}_channel_sym" for bits in (7, 4, 3))})
+)
 @pytest.mark.parametrize(("kind", "shape"), [(Residual, (2, 3, 20, 20)), (Tokens, (2, 7, 64))])
 def test_int8_is_within_one_step_and_runs_in_integers(
     kind: type[nn.Module], shape: tuple[int, ...], format: str, tmp_path: Path
@@ -123,7 +125,7 @@ def test_a_clip_goes_only_where_rounding_does_its_work(
     net = network(Clipped)
     with torch.no_grad():
         net.module.conv.weight.mul_(20)
-    q = Quantized(net, {"conv.weight": compressed(net, "conv.weight", "int8_channel_sym")},
+    q = Quantized(net, {"conv.weight": compressed(net, "conv.weight", EIGHT)},
                   {"x": edge_of(net.inputs[0]), "relu6": edge})  # fmt: skip
     path = written(q, tmp_path)
     assert ("Clip" in {n.op_type for n in onnx.load(path).graph.node}) == kept
@@ -139,7 +141,7 @@ def test_dead_channels_and_biases_beyond_int32(tmp_path: Path) -> None:
         net.module.conv.bias[0] = 2.5
         net.module.conv.weight[1] *= 1e-6
         net.module.conv.bias[1] = 1.5
-    format = "int8_channel_sym"
+    format = EIGHT
     q = Quantized(net, {"conv.weight": compressed(net, "conv.weight", format)},
                   {"x": edge_of(net.inputs[0]), "relu6": Edge(6 / 255, 0)})  # fmt: skip
     path = written(q, tmp_path)
@@ -163,7 +165,7 @@ class Two(nn.Module):
 def test_several_inputs_and_outputs(tmp_path: Path) -> None:
     torch.manual_seed(0)
     net = Network.of(Two(), (torch.randn(1, 8), torch.randn(1, 8)))
-    formats = {n: compressed(net, n, "int8_channel_sym") for n in ("a.weight", "b.weight")}
+    formats = {n: compressed(net, n, EIGHT) for n in ("a.weight", "b.weight")}
     edges = {n: Edge(0.03, 128) for n in ("x", "y", "linear", "sigmoid", "mul", "linear_1", "add")}
     q = Quantized(net, formats, edges)
     path = written(q, tmp_path)
@@ -180,7 +182,7 @@ def test_a_batch_norm_that_onnx_would_fold_away_is_named(tmp_path: Path) -> None
     module = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4))
     module[1].running_var.fill_(4)
     net = Network.of(module, torch.randn(2, 3, 5, 5))
-    q = Quantized(net, {"0.weight": compressed(net, "0.weight", "int8_channel_sym")}, {})
+    q = Quantized(net, {"0.weight": compressed(net, "0.weight", EIGHT)}, {})
     with pytest.raises(BadOutput, match="fold batch norms"):
         written(q, tmp_path)
     assert torch.allclose(
@@ -205,7 +207,7 @@ class Sorting(nn.Module):
 def test_what_cannot_be_written_is_said(tmp_path: Path) -> None:
     net = network()
     whole = quantized(net)
-    head = compressed(net, "head.weight", "int8_channel_sym")
+    head = compressed(net, "head.weight", EIGHT)
     cases = [
         (replace(whole, edges={"nowhere": Edge(0.1, 0)}), BadOutput, "nowhere"),
         (replace(whole, edges={"x": Edge(0.0, 0)}), BadOutput, "scale"),
