@@ -152,6 +152,13 @@ def test_the_processor_decides_where_nothing_is_said(
     assert formats() == {"int8_channel_sym"}
 
 
+def test_weights_alone_keep_8_bits_whatever_the_processor(network: Network, images: Tensor) -> None:
+    made = quantize(
+        network, images[:8], bits_weights=8, bits_activations=None, group=32, reduce_range=True
+    )
+    assert {weight.format.name[:4] for weight in made.weights.values()} == {"int8"}
+
+
 def test_absorbed_biases_leave_more_steps(images: Tensor) -> None:
     torch.manual_seed(2)
     module = nn.Sequential(nn.Conv2d(3, 8, 1), nn.ReLU(), nn.Conv2d(8, 6, 3))
