@@ -208,3 +208,21 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Any:
     with pytest.MonkeyPatch.context() as patch:
         make_steady(patch)
         return compress(tmp_path_factory.mktemp("done") / "run", budget="0.5 macs")
+
+
+@pytest.fixture
+def untimed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """llama.cpp opens every export, but is not timed, nor asked."""
+    from lighten.results import results  # noqa: F401  (imported before anything is replaced in it)
+    from lighten.runtimes import llama_cpp
+
+    monkeypatch.setattr(llama_cpp, "speed", lambda path, **_: llama_cpp.Speed(1.0, 2.0, 3.0, 4))
+    monkeypatch.setattr(llama_cpp, "complete", lambda path, *_, **__: f"and {path.name}")
+
+
+@pytest.fixture(scope="session")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A text file of 300 lines."""
+    path = tmp_path_factory.mktemp("text") / "text.txt"
+    path.write_text("\n".join(f"Line {i}: the quick fox sees {i * i} birds." for i in range(300)))
+    return path

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from lighten.errors import WrongUse
+from lighten.families.rope import head_dim
 from lighten.model import Model
 from lighten.progress import stage
 from lighten.registry import families
@@ -117,19 +118,12 @@ def scaled_columns(model: Model, scales: Mapping[str, Tensor]) -> Model:
     return model.with_tensors(tensors)
 
 
-def _heads(model: Model) -> int:
-    """Channels of one attention head."""
-    config = model.config
-    wide = getattr(config, "head_dim", None)
-    return int(wide or config.hidden_size // config.num_attention_heads)
-
-
 def _by_channel(columns: Tensor, width: int, model: Model) -> Tensor:
     """(width,): means over the columns that read the same channel: those of one number within the
     heads of a group."""
     if len(columns) == width:
         return columns
-    wide = _heads(model)
+    wide = head_dim(model.config)
     return columns.view(width // wide, -1, wide).mean(1).flatten()
 
 
@@ -137,7 +131,8 @@ def _by_column(scale: Tensor, columns: int, model: Model) -> Tensor:
     """(columns,): what each column is multiplied by; the inverse of _by_channel."""
     if len(scale) == columns:
         return scale
-    return scale.view(-1, 1, _heads(model)).expand(-1, columns // len(scale), -1).flatten()
+    wide = head_dim(model.config)
+    return scale.view(-1, 1, wide).expand(-1, columns // len(scale), -1).flatten()
 
 
 def _bounded(size: Tensor) -> Tensor:

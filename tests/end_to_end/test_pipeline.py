@@ -29,19 +29,7 @@ SMALL: dict[str, Any] = {"samples": 4, "length": 32}
 KILLER = Path(__file__).with_name("killed_run.py")
 
 
-@pytest.fixture(autouse=True)
-def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """llama.cpp opens every export, but is not timed, nor asked."""
-    monkeypatch.setattr(llama_cpp, "speed", lambda path, **_: llama_cpp.Speed(1.0, 2.0, 3.0, 4))
-    monkeypatch.setattr(llama_cpp, "complete", lambda path, *_, **__: f"and {path.name}")
-
-
-@pytest.fixture(scope="session")
-def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("text") / "text.txt"
-    lines = (f"Line {i}: the {w} fox sees {i * i} birds." for i, w in enumerate(["quick"] * 200))
-    path.write_text("\n".join(lines))
-    return path
+pytestmark = pytest.mark.usefixtures("untimed")
 
 
 @pytest.fixture(scope="module")

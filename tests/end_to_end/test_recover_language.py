@@ -20,7 +20,6 @@ from lighten.model import open_model
 from lighten.registry import exporters
 from lighten.results import results  # noqa: F401  (imported before anything is replaced in it)
 from lighten.run import Run
-from lighten.runtimes import llama_cpp
 from lighten.solve import Weights
 
 pytest.importorskip("lightning")
@@ -32,21 +31,11 @@ ASKED: dict[str, Any] = {"samples": 4, "length": 32, "recover": "6steps"}
 
 
 @pytest.fixture(autouse=True)
-def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """llama.cpp opens every export, but is not timed, nor asked; small steps."""
-    monkeypatch.setattr(llama_cpp, "speed", lambda path, **_: llama_cpp.Speed(1.0, 2.0, 3.0, 4))
-    monkeypatch.setattr(llama_cpp, "complete", lambda path, *_, **__: f"and {path.name}")
+def _quick(untimed: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Small steps."""
     monkeypatch.setattr(recover_language, "TOKENS", TOKENS)
     monkeypatch.setattr(recover_language, "BLOCK_STEPS", BLOCK_STEPS)
     monkeypatch.setattr(recover_language, "HEAD_WINDOWS", WINDOWS)
-
-
-@pytest.fixture(scope="session")
-def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("text") / "text.txt"
-    lines = (f"Line {i}: the {w} fox sees {i * i} birds." for i, w in enumerate(["quick"] * 300))
-    path.write_text("\n".join(lines))
-    return path
 
 
 def size(path: Path) -> int:

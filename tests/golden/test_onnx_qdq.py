@@ -42,6 +42,17 @@ def steps(q: Quantized, found: Tensor, x: Tensor) -> Tensor:
     return (found - want).abs() / list(q.edges.values())[-1].scale
 
 
+def as_it_is_written(path: Path, x: Tensor) -> list[Tensor]:
+    """The outputs of a file of one input, nothing in its graph rewritten."""
+    import onnxruntime as runtime
+
+    options = runtime.SessionOptions()
+    options.graph_optimization_level = runtime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    found = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+    return [torch.from_numpy(each) for each in found]
+
+
 @pytest.mark.parametrize("batch", [1, 5])
 @pytest.mark.parametrize(("kind", "shape"), [(Residual, (2, 3, 20, 20)), (Tokens, (1, 7, 64))])
 def test_float_equals_torch_at_any_batch(
@@ -99,10 +110,11 @@ def test_unquantized_neighbours_stay_float(tmp_path: Path) -> None:
     x = sample(net, 2)
     [found] = onnxruntime.run(written(some, tmp_path), x)
     assert torch.allclose(found, values(net, x, some)["output"], atol=1e-5)
-    if saturates():
-        pytest.skip("without VNNI the runtime is up to 8 steps off here; why is not known yet")
     half = replace(whole, weights={"stem.weight": whole.weights["stem.weight"]})
-    [found] = onnxruntime.run(written(half, tmp_path), x)
+    path = written(half, tmp_path)
+    # optimized, the runtime rounds float weights between integer edges to 8 bits itself, and where
+    # such products saturate that is what they do
+    [found] = as_it_is_written(path, x) if saturates() else onnxruntime.run(path, x)
     assert steps(half, found, x).max() < 1.01
 
 

@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from conftest import FAMILIES
 from lighten.errors import WrongUse
 from lighten.even_columns import LARGEST, column_scales, places, refuses, scaled_columns
+from lighten.families.rope import head_dim
 from lighten.model import Model, open_model
-
-FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "gemma3_text", "gpt2")
-
-
-def logits(model: Model) -> Tensor:
-    module = model.skeleton()
-    model.fill(module)
-    ids = torch.randint(0, 60, (2, 12), generator=torch.Generator().manual_seed(0))
-    with torch.no_grad():
-        found: Tensor = module(input_ids=ids).logits
-    return found
+from model_files import logits
 
 
 @pytest.mark.parametrize(
@@ -44,8 +39,7 @@ def test_columns_that_share_a_channel_are_of_one_size(tiny: Any, family: str) ->
     def spread(of: Model, readers: tuple[str, ...], width: int) -> float:
         w = torch.cat([of.weight(layers[name]) for name in readers])
         if w.shape[1] != width:  # heads of a group read one channel
-            wide = of.config.hidden_size // of.config.num_attention_heads
-            wide = getattr(of.config, "head_dim", None) or wide
+            wide = head_dim(of.config)
             w = w.view(len(w), width // wide, -1, wide).transpose(1, 2).reshape(-1, width)
         size = w.square().mean(0).sqrt()
         return float(size.max() / size.min())
