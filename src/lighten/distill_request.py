@@ -7,7 +7,7 @@ what is not there, data that ends early.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator, Sized
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
@@ -19,22 +19,21 @@ from torch import Tensor, nn
 from lighten.atomic import dump, file_name
 from lighten.course import ImageCourse
 from lighten.devices import need_lightning
-from lighten.errors import BadInput, UserError, WrongUse
+from lighten.errors import UserError, WrongUse
 from lighten.front import is_network, loaded
 from lighten.images import Images, normalised
 from lighten.length import Length
 from lighten.lesson import Lesson
+from lighten.loaders import check_classes
 from lighten.mirrored import mirrors
 from lighten.network import Network
 from lighten.registry import exporters
 from lighten.samples import Samples, samples
 from lighten.seeds import seed_of
-from lighten.seen import IGNORED
 from lighten.students import StudentSpec
 from lighten.teach import Hyperparameters, batch_of, check_lesson
 from lighten.training_data import TrainingData, collected, training_data
 from lighten.tune import check_tunable
-from lighten.validation import checked_classes
 from lighten.watch import outputs_of
 
 _FEW = 8
@@ -87,8 +86,8 @@ class Request:
                 "both are called with the same examples",
             ) from error
         course = self.data.course
-        for labels, where in ((course.labels, self.data.source), (self.samples.labels, "--test")):
-            checked_classes(labels, shown.shape[-1], where or "the data")
+        self.data.check(shown.shape[-1], "student")
+        check_classes(self.samples.labels, shown.shape[-1], "what is measured on", "student")
         batch_of(student, self.data, self.how)
         few = torch.arange(min(_FEW, course.count))
         x, y = course.batch(few, torch.Generator().manual_seed(0))
@@ -114,8 +113,6 @@ def read(
         check_tunable(lesson, trials)
     if export is not None:
         _ = exporters[export]
-    if not how.rate_used > 0:
-        raise WrongUse(f"a rate of {how.rate_used} cannot be", "such as 0.05 for sgd")
     if data is None:
         raise WrongUse("there is nothing to learn from", "--data images.parquet; data=loader")
     if spec is not None and student_weights is not None:
@@ -124,11 +121,9 @@ def read(
             "name the student's factory, or leave its weights out",
         )
     if not isinstance(data, str | Path):
-        data = collected(_to_the_end(data))
+        data = collected(data)
         if example_inputs is None and size is None:
             example_inputs = _first(data)
-    elif how.batch < 1:
-        raise WrongUse(f"a batch of {how.batch}", "at least 1")
     master = _opened("teacher", teacher, teacher_weights, example_inputs, size, how.seed)
     learner: Network | StudentSpec = spec or _on(
         _opened("student", student, student_weights, master.inputs, None, how.seed), master.device
@@ -146,8 +141,6 @@ def read(
         augment=augment or "auto", source=source,
     )  # fmt: skip
     found.course.check(lesson.needs)
-    if found.labels is not None and not bool((found.labels != IGNORED).any()):
-        found = replace(found, labels=None)
     wanted = {
         "teacher": master.digest, "student": str(spec) if spec else learner.digest,  # type: ignore[union-attr]
         "source": master.source, "learn_from": str(lesson), "length": str(span), "tune": trials,
@@ -224,23 +217,3 @@ def _measured_on(
             "give --size, or example inputs of the data's shape",
         )
     return found
-
-
-def _to_the_end(data: Any) -> Any:
-    """Batches of a loader; raises BadInput where it ends before the length that it has."""
-    plain = isinstance(data, Tensor | Images | tuple) or hasattr(data, "__array__")
-    if plain or not isinstance(data, Iterable) or not isinstance(data, Sized):
-        return data
-
-    def batches() -> Iterator[Any]:
-        count, said = 0, len(data)
-        for item in data:
-            yield item
-            count += 1
-        if count < said:
-            raise BadInput(
-                f"the data ended after {count} batches, it said it had {said}",
-                "is something that it reads cut off?",
-            )
-
-    return batches()

@@ -6,7 +6,7 @@ had not been.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sized
+from collections.abc import Iterable, Iterator
 from itertools import chain, islice
 from typing import Any, Protocol, cast
 
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from lighten.course import Course
 from lighten.errors import BadInput, WrongUse
+from lighten.loaders import length_of
 from lighten.seeds import generator, seed_of
 
 Batch = tuple[Any, Tensor | None]
@@ -100,7 +101,7 @@ class LoaderFeed:
 
     def __init__(self, loader: Iterable[Any], accumulate: int, seed: int) -> None:
         self.loader, self.accumulate, self.seed = loader, accumulate, seed
-        length = len(loader) if isinstance(loader, Sized) else None
+        self.length = length = length_of(loader)
         if accumulate < 1 or (length is not None and length < accumulate):
             raise WrongUse(
                 f"{accumulate} batches a step cannot be had of {length}", "fewer, or more data"
@@ -140,7 +141,7 @@ class LoaderFeed:
             if not again:
                 break
             self._begin(self._epoch + 1)
-        promised = f", it said it had {len(self.loader)}" if isinstance(self.loader, Sized) else ""
+        promised = "" if self.length is None else f", it said it had {self.length}"
         raise BadInput(
             f"the data ended at step {self._next} (pass {self._epoch + 1} over it){promised}",
             "give what can be gone through more than once: a DataLoader, a list or tensors",

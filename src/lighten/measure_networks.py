@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from lighten import network_cost
-from lighten.errors import BadInput, WrongUse
+from lighten.errors import WrongUse
+from lighten.loaders import check_finite, known
 from lighten.network_quality import measure_network, outputs
 from lighten.progress import stage
 from lighten.samples import HELD_OUT, gathered
@@ -55,11 +56,11 @@ def measure_networks(
     if count is not None and count < 1:
         raise WrongUse(f"{count} examples to measure on", "give at least 1")
     x, labels = gathered(data, HELD_OUT if count is None else count, seed)
+    labels = known(labels)
     for side in (mine, other):
         if side is not None:
             _check(side, x)
-    if not bool(torch.isfinite(x).all()):
-        raise BadInput("the data holds NaN or infinite values", "check how it is normalised")
+    check_finite(x)
     with stage("measure"):
         reference = None if other is None else outputs(other.run, x, BATCH)
         found = measure_network(mine.run, x, labels, reference=reference, size=BATCH).as_dict()

@@ -18,7 +18,9 @@ from torch import Tensor
 
 from lighten.errors import BadInput, BadOutput, WrongUse
 from lighten.intervals import Array, Estimate, Statistic, bootstrap
+from lighten.loaders import known
 from lighten.network import batches
+from lighten.seen import IGNORED
 
 _ROWS = 1024  # examples whose probabilities stand at once
 _FLOOR = 1e-20  # noise over signal, power, that counts as none: 200 dB
@@ -93,10 +95,11 @@ def measure_network(
 ) -> NetworkQuality:
     """Run a network over `data` (count, ...) or batches of it, in batches of `size`, and compare.
 
-    labels: (count,) classes. reference: another network, or what it gave on the same data
-    (`outputs`). evaluate: called with the network instead of counting right answers, returns what
-    counts. logits: whether outputs are logits; unless told, where they are (count, classes). `data`
-    that can be gone through only once needs a reference that is a tensor. Raises UserError.
+    labels: (count,) classes, -100 where there is none. reference: another network, or what it gave
+    on the same data (`outputs`). evaluate: called with the network instead of counting right
+    answers, returns what counts. logits: whether outputs are logits; unless told, where they are
+    (count, classes). `data` that can be gone through only once needs a reference that is a tensor.
+    Raises UserError.
     """
     ours = outputs(network, data, size)
     theirs = reference
@@ -122,7 +125,8 @@ def compare_outputs(
     """The same from outputs (count, ...) that are there already.
 
     KL(p || q) = Σ p log(p / q), p the reference's probabilities; SQNR = Σ r² / Σ (r - o)² over all
-    outputs of all examples, in dB. Raises WrongUse for shapes that do not fit, BadInput for labels
+    outputs of all examples, in dB. Accuracy is that of the examples with a label: -100 marks what
+    has none. Raises WrongUse for shapes that do not fit, BadInput for labels
     that are no class, BadOutput for outputs that are not finite.
     """
     ours, theirs = _flat(ours), None if reference is None else _flat(reference)
@@ -135,9 +139,11 @@ def compare_outputs(
         )
     _finite("network", ours)
     statistics: dict[str, Statistic] = {}
+    labelled: dict[str, Statistic] = {}  # drawn from the examples with a label alone
+    labels = known(labels)
     if labels is not None:
         right = _right(ours, labels)
-        statistics["accuracy"] = lambda i: right[i].mean()
+        labelled["accuracy"] = lambda i: right[i].mean()
     if theirs is not None:
         if theirs.shape != ours.shape:
             raise WrongUse(
@@ -150,9 +156,11 @@ def compare_outputs(
             statistics |= _divergence(ours, theirs)
         if labels is not None:
             before = _right(theirs, labels)
-            statistics["reference_accuracy"] = lambda i: before[i].mean()
-            statistics["accuracy_change"] = lambda i: right[i].mean() - before[i].mean()
+            labelled["reference_accuracy"] = lambda i: before[i].mean()
+            labelled["accuracy_change"] = lambda i: right[i].mean() - before[i].mean()
     found = bootstrap(statistics, len(ours), resamples=resamples, seed=seed) if statistics else {}
+    if labels is not None:
+        found |= bootstrap(labelled, len(right), resamples=resamples, seed=seed)
     return NetworkQuality(
         len(ours),
         accuracy=found.get("accuracy"),
@@ -202,16 +210,18 @@ def _divergence(ours: Tensor, theirs: Tensor) -> dict[str, Statistic]:
 
 
 def _right(logits: Tensor, labels: Tensor) -> Array:
-    """1 where the likeliest class is the label."""
+    """Of the examples with a label: 1 where the likeliest class is the label."""
     if labels.shape != (len(logits),):
         raise WrongUse(f"{len(logits)} examples and labels of shape {tuple(labels.shape)}")
+    labels = labels.to(logits.device)
+    logits, labels = logits[labels != IGNORED], labels[labels != IGNORED]
     least, most = int(labels.min()), int(labels.max())
     if least < 0 or most >= logits.shape[1]:
         raise BadInput(
             f"labels reach from {least} to {most}, the network has {logits.shape[1]} classes",
-            "is the data of another set of classes?",
+            f"is the data of another set of classes? {IGNORED} marks what has no label",
         )
-    return _array(logits.argmax(1) == labels.to(logits.device))
+    return _array(logits.argmax(1) == labels)
 
 
 def _first(found: Any) -> Tensor:

@@ -15,6 +15,15 @@ import torch
 from torch import Tensor
 
 from lighten.errors import BadInput, WrongUse
+from lighten.loaders import (
+    check_finite,
+    is_dataset,
+    known,
+    length_of,
+    pair_of,
+    read_batches,
+    read_dataset,
+)
 
 HELD_OUT = 2048
 """Most examples that are held out to measure on where no other data is given for it."""
@@ -52,8 +61,9 @@ def samples(
 ) -> Samples:
     """Split `data`, or take `test` (of the same kind) to measure on.
 
-    data: a tensor or array (count, ...), a pair of them (inputs, labels), lighten.images.Images, or
-    an iterable of batches or of (batch, labels). Raises WrongUse, BadInput (too few, NaN).
+    data: a tensor or array (count, ...), a pair of them (inputs, labels), lighten.images.Images, a
+    torch Dataset, or an iterable of batches or of (batch, labels); one that ends before its length
+    is damaged. Raises WrongUse, BadInput (too few, NaN).
     """
     if calibration < 1:
         raise WrongUse(f"{calibration} examples to calibrate on", "give at least 1")
@@ -74,8 +84,7 @@ def samples(
     for name, part in (("calibrate", x), ("measure", held)):
         if not len(part):
             raise BadInput(f"there is no example to {name} on", "give more data")
-        if not bool(torch.isfinite(part).all()):
-            raise BadInput("the data holds NaN or infinite values", "check how it is normalised")
+        check_finite(part)
     if held.shape[1:] != x.shape[1:]:
         raise BadInput(
             f"examples to measure on are {tuple(held.shape[1:])}, to calibrate on"
@@ -84,6 +93,7 @@ def samples(
         )
     shown = data if test is None else test
     how = getattr(shown, "preparation", None)  # of lighten.images.Images
+    labels = known(labels)
     return Samples(
         x, held, labels, source or _called(data), digest(x, held, labels),
         tuple(getattr(shown, "classes", ())), None if how is None else (how.mean, how.std),
@@ -96,47 +106,20 @@ def gathered(data: Any, most: int | None, seed: int) -> tuple[Tensor, Tensor | N
         index = draw(len(data), most, seed)
         return data.tensor(index), data.labels(index)
     if isinstance(data, tuple) and len(data) == 2 and not isinstance(data[0], tuple):
-        x, y = torch.as_tensor(data[0]), torch.as_tensor(data[1])
-        if len(x) != len(y):
-            raise BadInput(f"{len(x)} inputs and {len(y)} labels", "give as many of both")
+        x, y = pair_of(data)
         index = draw(len(x), most, seed)
         return x[index], y[index]
     if isinstance(data, Tensor) or hasattr(data, "__array__"):
         x = torch.as_tensor(data)
         return x[draw(len(x), most, seed)], None
+    if is_dataset(data):
+        return read_dataset(data, draw(length_of(data) or 0, most, seed))
     if not isinstance(data, Iterable):
         raise WrongUse(
             f"a {type(data).__name__} is no data",
             "give a tensor (count, ...), a DataLoader, an iterable of batches or a path",
         )
-    return _collect(data, most)
-
-
-def _collect(batches: Iterable[Any], most: int | None) -> tuple[Tensor, Tensor | None]:
-    xs, ys, count = [], [], 0
-    for batch in batches:
-        x, y = batch_of(batch)
-        xs.append(x)
-        if y is not None:
-            ys.append(y)
-        count += len(x)
-        if most is not None and count >= most:
-            break
-    if not xs:
-        raise BadInput("the data has no batch", "give at least one")
-    labels = torch.cat(ys)[:most] if len(ys) == len(xs) else None
-    return torch.cat(xs)[:most], labels
-
-
-def batch_of(item: Any) -> tuple[Tensor, Tensor | None]:
-    """Inputs and labels of a batch, on the CPU; raises BadInput where it has no tensor."""
-    x, y = item if isinstance(item, tuple | list) and len(item) == 2 else (item, None)
-    x = x[0] if isinstance(x, tuple | list) else x
-    if not isinstance(x, Tensor):
-        raise BadInput(f"a batch is a {type(x).__name__}", "batches must be tensors")
-    if isinstance(y, Tensor) and y.dim() == 1 and len(y) == len(x):
-        return x.cpu(), y.cpu()
-    return x.cpu(), None
+    return read_batches(data, most=most)
 
 
 def draw(count: int, most: int | None, seed: int) -> Tensor:

@@ -14,9 +14,18 @@ import torch
 from torch import Tensor
 
 from lighten.course import ImageCourse
-from lighten.errors import BadInput, NoRoom
+from lighten.errors import BadInput, WrongUse
 from lighten.images import Images
-from lighten.samples import HELD_OUT, Samples, batch_of, digest, draw, split
+from lighten.loaders import (
+    check_classes,
+    check_finite,
+    is_dataset,
+    known,
+    pair_of,
+    read_batches,
+    read_dataset,
+)
+from lighten.samples import HELD_OUT, Samples, digest, draw, split
 
 MOST = 4_000_000_000
 """Bytes of examples that are collected from an iterable at most."""
@@ -34,6 +43,12 @@ class TrainingData:
     source: str
     digest: str
 
+    def check(self, classes: int, who: str = "network") -> None:
+        """Raises BadInput where a label is no class of a network that has so many; says which."""
+        source = self.source or "the data"
+        check_classes(self.course.labels, classes, source, who)
+        check_classes(self.labels, classes, f"{source}, held out", who)
+
 
 def training_data(
     data: Any, *, calibration: int = 1024, tested: bool = False, seed: int = 0,
@@ -41,15 +56,17 @@ def training_data(
 ) -> TrainingData:  # fmt: skip
     """All of `data` but what lighten.samples.samples, asked in the same way, measures on.
 
-    data: lighten.images.Images, a tensor (count, ...), a pair (inputs, labels) or an iterable of
-    batches that `collected` has read. tested: other data was given to measure on. held_out: other
-    data of these kinds to choose the best state by, up to 2048 examples of it; then all of `data`
-    is learned from. Images stay encoded until they are asked for; augmented before they are
-    normalised. augment: as ImageCourse has it, or "auto": "crop+flip" for images (count, 1 or 3
-    channels, height, width), else "none". Raises UserError.
+    data: lighten.images.Images, a tensor (count, ...), a pair (inputs, labels), a torch Dataset or
+    an iterable of batches, which `collected` reads. tested: other data was given to measure on.
+    held_out: other data of these kinds to choose the best state by, up to 2048 examples of it; then
+    all of `data` is learned from. Images stay encoded until they are asked for; augmented before
+    they are normalised. augment: as ImageCourse has it, or "auto": "crop+flip" for images (count, 1
+    or 3 channels, height, width), else "none". Raises UserError, for NaN too.
     """
     data = collected(data)
     inputs, labels = _pair(data)
+    if isinstance(inputs, Tensor):
+        check_finite(inputs)
     order = draw(len(inputs), None, seed)
     if not tested:
         first, rest = split(min(len(order), calibration + HELD_OUT), calibration)
@@ -64,14 +81,14 @@ def training_data(
         order, rows = order[:-held], order[-held:]
         others = ImageCourse(inputs, labels, rows=rows)
     else:
-        others = ImageCourse(*_pair(collected(held_out)))
-        others.rows = others.rows[:HELD_OUT]
+        others = _others(collected(held_out), inputs)
     if augment == "auto":
         shape = tuple(inputs.shape[1:]) if isinstance(inputs, Tensor) else inputs.shape
         augment = "crop+flip" if len(shape) == 3 and shape[0] in (1, 3) else "none"
     course = ImageCourse(inputs, labels, rows=order, augment=augment)
     x, y = others.batch(torch.arange(others.count), torch.Generator())
     found = digest(x, y, course.rows)
+    y = known(y)
     return TrainingData(course, x, y, source or str(getattr(data, "source", "")), found)
 
 
@@ -81,34 +98,46 @@ def of_samples(samples: Samples, augment: str = "none") -> TrainingData:
 
 
 def collected(data: Any) -> Any:
-    """Data that can be drawn from by number: batches of an iterable are read, once, into memory.
+    """Data that can be drawn from by number: batches of an iterable, and the examples of a torch
+    Dataset, are read, once, into memory.
 
-    Raises NoRoom above 4 GB, BadInput without a batch.
+    Raises NoRoom above 4 GB, BadInput without a batch and for what lighten.loaders refuses.
     """
     if _is_images(data) or isinstance(data, Tensor):
         return data
     if isinstance(data, tuple) and len(data) == 2 and not isinstance(data[0], tuple):
-        return torch.as_tensor(data[0]), torch.as_tensor(data[1])
-    if hasattr(data, "__array__") or not isinstance(data, Iterable):
+        return pair_of(data)
+    if is_dataset(data):
+        return _joined(read_dataset(data, room=MOST))
+    if hasattr(data, "__array__"):
         return torch.as_tensor(data)
-    xs: list[Tensor] = []
-    ys: list[Tensor] = []
-    size = 0
-    for item in data:
-        x, y = batch_of(item)
-        xs.append(x)
-        if y is not None:
-            ys.append(y)
-        size += x.numel() * x.element_size()
-        if size > MOST:
-            raise NoRoom(
-                f"the batches of a {type(data).__name__} hold more than {MOST / 1e9:.0f} GB",
-                "give a path of images, which are read when they are needed",
-            )
-    if not xs:
-        raise BadInput("the data has no batch", "give at least one")
-    x = torch.cat(xs)
-    return (x, torch.cat(ys)) if len(ys) == len(xs) else x
+    if not isinstance(data, Iterable):
+        raise WrongUse(
+            f"a {type(data).__name__} is no data",
+            "give a tensor (count, ...), a DataLoader, an iterable of batches or a path",
+        )
+    return _joined(read_batches(data, room=MOST))
+
+
+def _joined(found: tuple[Tensor, Tensor | None]) -> Any:
+    x, y = found
+    return x if y is None else (x, y)
+
+
+def _others(data: Any, inputs: Any) -> ImageCourse:
+    """Up to HELD_OUT examples of other data; raises BadInput where they are of another shape."""
+    x, y = _pair(data)
+    shapes = [tuple(p.shape[1:] if isinstance(p, Tensor) else p.shape) for p in (x, inputs)]
+    if shapes[0] != shapes[1]:
+        raise BadInput(
+            f"examples that are held out are {shapes[0]}, those to learn from {shapes[1]}",
+            "both must have one shape",
+        )
+    if isinstance(x, Tensor):
+        check_finite(x)
+    found = ImageCourse(x, y)
+    found.rows = found.rows[:HELD_OUT]
+    return found
 
 
 def _pair(data: Any) -> tuple[Any, Tensor | None]:

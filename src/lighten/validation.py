@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lighten.errors import BadInput, BadOutput, WrongUse
+from lighten.errors import BadOutput, WrongUse
 from lighten.intervals import standard_error
 from lighten.network import Network, batches
 from lighten.network_quality import score_of
@@ -122,22 +122,3 @@ class Validation:
             if not bool(torch.isfinite(found).all()):
                 raise BadOutput("the network gives NaN or infinite outputs")
             yield found
-
-
-def checked_classes(labels: Tensor | None, classes: int, source: str) -> None:
-    """Raise BadInput where a label is no class of a network that has so many, and say which."""
-    if labels is None:
-        return
-    if labels.is_floating_point() or labels.ndim != 1:
-        raise BadInput(
-            f"labels are {labels.dtype} {tuple(labels.shape)}", "one integer for each example"
-        )
-    wrong = ((labels < 0) & (labels != IGNORED)) | (labels >= classes)
-    if bool(wrong.any()):
-        first = int(wrong.nonzero()[0])
-        raise BadInput(
-            f"{source}: the label of example {first} is {int(labels[first])}, but the student has"
-            f" {classes} classes: 0 to {classes - 1} ({int(wrong.sum())} of {len(labels)} are out"
-            " of range)",
-            f"labels count from 0, {IGNORED} marks what has none; is the data of other classes?",
-        )

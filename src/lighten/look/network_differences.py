@@ -9,6 +9,7 @@ from torch import Tensor
 
 from lighten.look.pictures import are_pictures, picture
 from lighten.samples import Samples
+from lighten.seen import IGNORED
 
 WORST = 12
 """Examples that are kept, those with the largest divergence."""
@@ -39,8 +40,9 @@ def differences(before: Tensor, after: Tensor, samples: Samples) -> dict[str, An
 
 
 def confusion(outputs: Tensor, labels: Tensor) -> list[list[int]]:
-    """How often a class (row) was answered by a class (column)."""
+    """How often a class (row) was answered by a class (column), of examples with a label."""
     count = outputs.shape[1]
+    outputs, labels = outputs[labels != IGNORED], labels[labels != IGNORED]
     cells = labels.long() * count + outputs.argmax(1)
     table = torch.bincount(cells, minlength=count * count).view(count, count)
     return [[int(cell) for cell in row] for row in table.tolist()]
@@ -52,6 +54,11 @@ def logits(outputs: Tensor) -> Tensor:
     return flat if flat.shape[1:].numel() == outputs.shape[1:2].numel() else outputs
 
 
+def _label(samples: Samples, index: int) -> int | None:
+    found = IGNORED if samples.labels is None else int(samples.labels[index])
+    return None if found == IGNORED else found
+
+
 def _worst(before: Tensor, after: Tensor, samples: Samples) -> list[dict[str, Any]]:
     p, q = before.double().log_softmax(1), after.double().log_softmax(1)
     kld = (p.exp() * (p - q)).sum(1).clamp_min(0)
@@ -61,7 +68,7 @@ def _worst(before: Tensor, after: Tensor, samples: Samples) -> list[dict[str, An
         answers = int(p[index].argmax()), int(q[index].argmax())
         row: dict[str, Any] = {
             "example": index,
-            "label": None if samples.labels is None else int(samples.labels[index]),
+            "label": _label(samples, index),
             "before": answers[0],
             "after": answers[1],
             "before_probability": round(float(p[index, answers[0]].exp()), 4),
