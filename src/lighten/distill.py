@@ -149,6 +149,7 @@ def distill(
         patience, average, mirrored, accumulate=accumulate, precision=precision,
         accelerator=accelerator, devices=devices, seed=seed,
     )  # fmt: skip
+    how.check()
     if text:
         _only_networks(teacher, {
             "example_inputs": example_inputs, "evaluate": evaluate, "augment": augment,

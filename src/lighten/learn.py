@@ -23,6 +23,7 @@ from lighten.course import Course
 from lighten.devices import start_fabric
 from lighten.errors import WrongUse
 from lighten.feed import feed_of
+from lighten.learning_numbers import check_numbers
 from lighten.learning_rate import WARM_UP
 from lighten.length import Length as Length
 from lighten.lesson import Lesson
@@ -39,7 +40,7 @@ class Learned:
     history: rows {step, loss, each loss by name, rate, held_out where it was evaluated}: losses are
     means since the row before. best, first: evaluate's values of the best state and of the one that
     was given, equal where nothing better was found. steps: made, of `planned`. seconds: since this
-    call began.
+    call began. broke: why it ended where a loss was not finite and that was accepted, else "".
     """
 
     history: list[dict[str, Any]] = field(repr=False)
@@ -49,6 +50,7 @@ class Learned:
     steps: int
     planned: int
     seconds: float
+    broke: str = ""
 
 
 def learn(
@@ -80,6 +82,7 @@ def learn(
     strategy: Any = "auto",
     penalty: Callable[[], Tensor] | None = None,
     keep_given: bool = True,
+    accept_broken: bool = False,
     before_step: Sequence[Hook] = (),
     after_step: Sequence[Hook] = (),
     given: Mapping[str, Any] | None = None,
@@ -102,12 +105,14 @@ def learn(
     far, after_step, while gradients are still there, with one more. given: what else the result
     depends on; what lies in `folder` goes on only where that, and all above, is the same.
 
-    Raises WrongUse, BadInput (data that ends early, labels out of range), BadOutput where a loss is
-    not finite (the student then holds the best state before), MissingPackage without `lightning`.
+    Raises WrongUse, BadInput (data that ends early, labels out of range, a network or data that is
+    not finite before anything was learned), BadOutput where a loss is not finite later (the student
+    then holds the best state before; with accept_broken the training ends there, and `broke` says
+    why), MissingPackage without `lightning`.
     """
     began = time.monotonic()
-    if not rate > 0:
-        raise WrongUse(f"a rate of {rate} cannot be", "0.1 is much for SGD, 0.001 for AdamW")
+    check_numbers(rate=rate, batch=batch, accumulate=accumulate, patience=patience, average=average,
+                  clip=clip)  # fmt: skip
     if lesson.taught and teacher is None:
         raise WrongUse(f"the lesson `{lesson}` needs a teacher", "or learn from `labels` alone")
     fabric = start_fabric(precision, accelerator, devices, strategy)
@@ -130,6 +135,7 @@ def learn(
         training = Training(
             fabric, student, teacher, lesson, feed, evaluate, steps, every, rate, seed, warm_up,
             clip, patience, penalty, keep_given, before_step, after_step, save_every, 60 * minutes,
+            accept_broken,
         )  # fmt: skip
         try:
             with kept_memory():
@@ -142,5 +148,5 @@ def learn(
                 part.training = mode
     return Learned(
         training.history, training.best, training.first, training.best_step, training.step, steps,
-        time.monotonic() - began,
+        time.monotonic() - began, training.broke,
     )  # fmt: skip

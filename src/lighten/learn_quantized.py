@@ -25,7 +25,7 @@ from lighten.lesson import Lesson
 from lighten.network import Network
 from lighten.progress import note
 from lighten.quantized import Quantized
-from lighten.recover import Judge, teaching
+from lighten.recover import Judge, broken, teaching
 from lighten.registry import transforms
 from lighten.samples import digest
 from lighten.trainable import Trainable, trainable
@@ -112,13 +112,13 @@ def learned_twin(
     made: Quantized, teacher: Network, data: TrainingData, *, length: str | Length, codes: bool,
     lesson: Lesson, rate: float = RATE, folder: Path | None = None, seed: int = 0,
     judge: Judge | None = None, keep_given: bool = True, mirrored: bool = False,
-    name: str = "learn integers",
+    accept_broken: bool = False, name: str = "learn integers",
 ) -> tuple[Trainable, dict[str, Any]]:  # fmt: skip
     """The trainable twin of `made` as it was best on what `data` holds out, and its metrics.
 
     keep_given: maybe as it was given; False: the best trained state, for a caller that compares
     both on other data. judge: of `data`, where there is one already. mirrored: the teacher looks
-    twice (lighten.mirrored).
+    twice (lighten.mirrored). accept_broken: see lighten.learn.learn.
     """
     judge = judge or Judge(teacher, data)
     twin = trainable(made, _mode(codes))
@@ -126,14 +126,14 @@ def learned_twin(
         twin, teaching(teacher, lesson, mirrored), lesson, data.course, length=length, rate=rate,
         batch=min(BATCH, data.course.count), evaluate=judge, folder=folder, seed=seed,
         optimizer="adamw", weight_decay=0.0, precision="32-true", keep_given=keep_given,
-        given={"mirrored": mirrored}, name=name,
+        accept_broken=accept_broken, given={"mirrored": mirrored}, name=name,
     )  # fmt: skip
     return twin, {
         "length": str(Length.parse(length)), "learn_from": str(lesson), "codes": codes,
         "mirrored": mirrored, "rate": rate, "steps": learned.steps, "best_step": learned.best_step,
         "images": data.course.count, "held_out": len(data.held_out), "measure": judge.measure,
         "before": judge.shown(learned.first), "after": judge.shown(learned.best),
-        "minutes": round(learned.seconds / 60, 2),
+        "minutes": round(learned.seconds / 60, 2), **broken(learned),
     }  # fmt: skip
 
 

@@ -93,6 +93,7 @@ def results(
             problems.append(
                 f"the budget is not met: {name} {after[name]:,.6g}, allowed {most:,.6g}"
             )
+    problems += [_broken(row) for row in (learned or {}).get("recover", []) if "broke" in row]
     chosen = next((row["plan"] for row in plans if row.get("chosen")), "")
     remarks = list(notes)
     if chosen == "uniform":
@@ -112,6 +113,18 @@ def results(
         "notes": remarks,
         "problems": problems,
     }
+
+
+def _broken(row: Mapping[str, Any]) -> str:
+    """That a recovery broke down, what is exported instead, and what to try."""
+    kept = (
+        f"the best state before, of step {row['best_step']}, is taken"
+        if row["taken"] == "yes"
+        else "what was there before it is kept"
+    )
+    scales = row["what"] != "weights"
+    way = "--learn none" if scales else f"--rate {row['rate'] / 3:.2g}"
+    return f"{row['what']}: {row['broke']}; {kept}. Try {way}, with another --out"
 
 
 def _formats(plan: Plan) -> dict[str, Any]:

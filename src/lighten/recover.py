@@ -14,10 +14,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from lighten.errors import BadInput
+from lighten.errors import BadInput, UserError, WrongUse
 from lighten.graph_norms import has_norms, learning_norms
 from lighten.intervals import standard_error
 from lighten.learn import Learned, learn
+from lighten.learning_numbers import check_numbers
 from lighten.length import Length
 from lighten.lesson import Lesson
 from lighten.mirrored import INSIDE, Mirrored, mirrors
@@ -27,6 +28,7 @@ from lighten.optimizers import usual_rate
 from lighten.progress import note
 from lighten.registry import transforms
 from lighten.samples import Samples
+from lighten.seen import IGNORED
 from lighten.training_data import TrainingData, of_samples
 from lighten.weight_masks import WeightMasks
 
@@ -42,7 +44,8 @@ class Recovered:
     """network: as it was best on data held out. metrics: {"length", "learn_from", "rate", "steps",
     "best_step", "examples", "held_out", "measure", "before", "after", "minutes"}: before and after
     are accuracy (of labels), mean_kld (from the teacher, in nats) or relative_error (`measure` says
-    which), on the held-out part of the training data."""
+    which), on the held-out part of the training data; "broke" where learning broke down, which was
+    accepted."""
 
     network: Network
     metrics: dict[str, Any]
@@ -86,6 +89,7 @@ def recover(
     folder: Path | None = None,
     seed: int = 0,
     keep_given: bool = True,
+    accept_broken: bool = False,
 ) -> Recovered:
     """Let a network learn to do what its teacher does; it never comes back worse on held-out data.
 
@@ -104,9 +108,13 @@ def recover(
 
     For all else see lighten.learn.learn. `network` is not changed. Raises UserError.
     """
+    check_numbers(rate=rate, batch=batch, accumulate=accumulate, patience=patience, average=average,
+                  clip=clip)  # fmt: skip
     lesson = Lesson.parse(learn_from) if isinstance(learn_from, str) else learn_from
     data = of_samples(data) if isinstance(data, Samples) else data
     data.course.check(lesson.needs)
+    for who, each in (("teacher", teacher), ("network", network)):
+        _check_runs(who, each, data.held_out[:2])
     batch = min(batch, data.course.count)
     student = network.with_module(copy.deepcopy(network.module))
     module = student.module
@@ -128,7 +136,7 @@ def recover(
             rate=value, batch=batch, evaluate=evaluate, folder=folder, seed=seed,
             optimizer=optimizer, patience=patience, average=average, clip=clip,
             accumulate=accumulate, precision=precision, accelerator=accelerator, devices=devices,
-            strategy=strategy, after_step=held, keep_given=keep_given,
+            strategy=strategy, after_step=held, keep_given=keep_given, accept_broken=accept_broken,
             given={"mirrored": twice}, name="recover",
         )  # fmt: skip
     for parameter in trained:
@@ -142,16 +150,37 @@ def recover(
         "steps": learned.steps, "best_step": learned.best_step, "examples": data.course.count,
         "held_out": len(data.held_out), "measure": evaluate.measure,
         "before": evaluate.shown(learned.first), "after": evaluate.shown(learned.best),
-        "minutes": round(learned.seconds / 60, 2),
+        "minutes": round(learned.seconds / 60, 2), **broken(learned),
     }  # fmt: skip
     return Recovered(student, metrics, learned)
+
+
+def _check_runs(who: str, network: Network, x: Tensor) -> None:
+    """Raises WrongUse where a network cannot be called with examples of this shape."""
+    try:
+        network(x.to(network.device))
+    except UserError:
+        raise
+    except Exception as error:  # a forward may fail in any way it likes
+        raise WrongUse(
+            f"the {who} does not run on examples {tuple(x.shape[1:])}:"
+            f" {type(error).__name__}: {error}",
+            f"it was made for {tuple(network.inputs[0].shape[1:])}: give data of that shape",
+        ) from error
+
+
+def broken(learned: Learned) -> dict[str, str]:
+    """What metrics say of a training that broke down, nothing of another."""
+    return {"broke": learned.broke} if learned.broke else {}
 
 
 class Judge:
     """How good a student is on data held out: accuracy with labels, else minus the mean KL
     divergence from the teacher, or where outputs are no logits minus the relative error.
 
-    Of equal accuracy, less KL divergence is better: it counts for less than half an example.
+    Labels that are no class of the teacher are refused (BadInput), those to learn from as well; an
+    example without one, -100, counts for no accuracy. Of equal accuracy, less KL divergence is
+    better: it counts for less than half an example.
     """
 
     def __init__(self, teacher: Network, data: TrainingData) -> None:
@@ -161,6 +190,11 @@ class Judge:
         self.measure = "accuracy" if data.labels is not None else "mean_kld"
         if self.reference.ndim != 2 or classes < 2:
             self.measure = "relative_error"
+        else:
+            data.check(classes)
+        self.count = len(data.held_out)
+        if self.measure == "accuracy" and data.labels is not None:
+            self.count = int((data.labels != IGNORED).sum())
 
     def __call__(self, module: nn.Module) -> float:
         device = next(module.parameters()).device
@@ -175,16 +209,15 @@ class Judge:
         if self.measure != "accuracy":
             return -number
         kld = float(values["mean_kld"]["value"])
-        return number - 0.5 * kld / (1 + kld) / len(self.data.held_out)
+        return number - 0.5 * kld / (1 + kld) / self.count
 
     def margin(self, value: float) -> float:
         """By how much chance alone may move a value: one standard error of an accuracy, else 0."""
-        return standard_error(value, len(self.data.held_out)) if self.measure == "accuracy" else 0.0
+        return standard_error(value, self.count) if self.measure == "accuracy" else 0.0
 
     def shown(self, value: float) -> float:
         """What `measure` says of a value of this."""
-        count = len(self.data.held_out)
-        return round(value * count) / count if self.measure == "accuracy" else -value
+        return round(value * self.count) / self.count if self.measure == "accuracy" else -value
 
 
 def teaching(teacher: Network, lesson: Lesson, mirrored: bool = False) -> nn.Module:

@@ -18,13 +18,14 @@ from torch import Tensor
 from lighten import network_results
 from lighten.atomic import sha256
 from lighten.devices import need_lightning
-from lighten.errors import WrongUse
 from lighten.job import Job, quality
 from lighten.learn_state import remove_states
+from lighten.learning_numbers import check_numbers
 from lighten.length import Length
 from lighten.lesson import Lesson
 from lighten.mirrored import mirrors
 from lighten.network import Network
+from lighten.network_quality import outputs
 from lighten.optimizers import usual_rate
 from lighten.progress import note, stage
 from lighten.quantized import Quantized
@@ -66,8 +67,7 @@ class Recovery:
         need_lightning()
         span, lesson = Length.parse(length), Lesson.parse(learn_from or LEARN_FROM)
         _ = usual_rate(optimizer or OPTIMIZER)  # is there such a one?
-        if rate is not None and not rate > 0:
-            raise WrongUse(f"a rate of {rate} cannot be", "such as 0.05")
+        check_numbers(rate=rate)
         found = training_data(
             data, calibration=calibration, tested=tested, seed=seed, augment=augment or "auto",
             source=source,
@@ -77,8 +77,12 @@ class Recovery:
                    optimizer or OPTIMIZER)  # fmt: skip
 
     def check(self, network: Network) -> None:
-        """Raises WrongUse where this network cannot teach as it is asked to."""
+        """Raises WrongUse where this network cannot teach as it is asked to, BadInput for labels
+        that are no class of it."""
         self.looks_twice(network)
+        found = outputs(network, network.inputs[0][:1])
+        if found.ndim == 2 and found.shape[1] > 1:
+            self.data.check(found.shape[1])
 
     def looks_twice(self, network: Network) -> bool:
         """Whether this network teaches as lighten.mirrored says; raises WrongUse."""
@@ -105,7 +109,9 @@ def recovered(
     metrics.json says: {"recover": [what was learned], "steps": [quality after each step]}.
 
     The best trained state is measured as the run's result is, and is taken only where it is better
-    there than what was given. before: quality of the original. given: what `network` was made by.
+    there than what was given. A recovery that breaks down ends there, which metrics.json says as
+    `broke`: the rest of the run is not lost. before: quality of the original. given: what `network`
+    was made by.
     """
     key = sha256(given.encode())[:12]
     name, folder = f"recover/network-{key}", job.run.folder / "recover" / f"learning-{key}"
@@ -117,7 +123,7 @@ def recovered(
         found = recover(
             network, job.network, recovery.data, length=recovery.length, learn_from=recovery.lesson,
             rate=recovery.rate, masks=masks, folder=folder, seed=recovery.seed, keep_given=False,
-            mirrored=recovery.mirrored, optimizer=recovery.optimizer,
+            mirrored=recovery.mirrored, optimizer=recovery.optimizer, accept_broken=True,
         )  # fmt: skip
         job.run.json(name, lambda: found.metrics, given=given)
         return found.network.module.state_dict()

@@ -87,6 +87,7 @@ class Scales:
                 source=source,
             )  # fmt: skip
         data.course.check(lesson.needs)
+        data.check(found.shape[1])
         length = Length.parse(learn) if learn is not None else _suggested(recovery, data)
         held = data.held_out[:HELD]
         return cls(
@@ -119,7 +120,7 @@ def rescaled(
         twin, metrics = learned_twin(
             made, job.network, scales.data, length=scales.length, codes=scales.codes,
             lesson=scales.lesson, folder=folder, seed=scales.seed, keep_given=False,
-            mirrored=scales.mirrored, name="recover scales",
+            mirrored=scales.mirrored, accept_broken=True, name="recover scales",
         )  # fmt: skip
         job.run.json(name, lambda: _told(metrics), given=given)
         return twin.state_dict()

@@ -158,6 +158,8 @@ def pattern_of(text: str) -> Share | OfEach | Above:
     OfEach(n=2, m=4, far=False)
     """
     hint = 'write "0.5" (the share that goes), "2:4" (2 of 4 stay) or "t0.01" (a threshold)'
+    if not isinstance(text, str):
+        raise WrongUse(f"sparsity {text!r} is no text", hint)
     try:
         if ":" in text:
             n, m = (int(part) for part in text.split(":"))

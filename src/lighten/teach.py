@@ -10,9 +10,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from lighten.errors import BadInput, WrongUse
+from lighten.errors import BadInput
 from lighten.graph_norms import has_norms, learning_norms
 from lighten.learn import Learned, learn
+from lighten.learning_numbers import check_numbers
 from lighten.length import Length
 from lighten.lesson import Lesson
 from lighten.mirrored import mirrors
@@ -43,6 +44,13 @@ class Hyperparameters:
     @property
     def rate_used(self) -> float:
         return usual_rate(self.optimizer) if self.rate is None else self.rate
+
+    def check(self) -> None:
+        """Raises WrongUse for numbers that cannot be."""
+        check_numbers(
+            rate=self.rate_used, batch=self.batch, accumulate=self.accumulate,
+            patience=self.patience, average=self.average, clip=self.clip,
+        )  # fmt: skip
 
 
 def teach(
@@ -83,8 +91,6 @@ def teach(
 
 def batch_of(student: Network, data: TrainingData, how: Hyperparameters) -> int:
     """Examples in a batch; raises BadInput where batch norms would see too few."""
-    if how.batch < 1 or how.accumulate < 1:
-        raise WrongUse(f"a batch of {how.batch} in {how.accumulate} parts", "both are at least 1")
     batch = min(how.batch, data.course.count)
     if batch // how.accumulate < FEWEST and has_norms(student.module):
         raise BadInput(

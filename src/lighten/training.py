@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lighten.breakdown import BrokeDown, broke_down
 from lighten.errors import BadOutput
 from lighten.event_log import EventLog
 from lighten.feed import Batch, Feed
@@ -26,7 +27,7 @@ from lighten.learning_rate import rate_at
 from lighten.lesson import Lesson, Parts, Seen
 from lighten.moving_average import MovingAverage
 from lighten.optimizers import Grouped, make_optimizer, set_rate
-from lighten.progress import stage
+from lighten.progress import note, stage
 from lighten.seeds import seed_of
 from lighten.sharding import Shards, agree, check_optimizer, clip, fill, gathered, spreads
 from lighten.showing import Showing, channels_last, laid_out, lay_out, set_mode, tensors_in
@@ -62,6 +63,7 @@ class Training:
     after_step: Sequence[Hook]
     save_every: int | None
     seconds: float
+    accept_broken: bool = False
     step: int = 0
     first: float = 0.0
     best: float = 0.0  # of the state that is kept
@@ -77,7 +79,8 @@ class Training:
     average: MovingAverage | None = None
     columns: bool = False  # channels last in memory
     shards: Shards | None = None
-    stored: bool = False
+    folder: Path | None = None
+    broke: str = ""  # why it ended early, with the best state before
 
     # -- begin, go on, end ---------------------------------------------------------------------
     def begin(
@@ -87,7 +90,7 @@ class Training:
         """Set up, and load the last state where there is one."""
         self.saved = time.monotonic()
         fabric = self.fabric
-        self.stored = folder is not None
+        self.folder = folder
         if folder is not None and fabric.is_global_zero:
             self.kept = Checkpoints(folder, request)
         self.student.to(fabric.device)
@@ -124,7 +127,7 @@ class Training:
         last = None if self.kept is None else self.kept.last()
         last = fabric.broadcast(last) if fabric.world_size > 1 else last
         if last is None:
-            self.first = self._value("the state that was given")
+            self.first = self._value("the network that was given")
             self.best = self.top = self.first if self.keep_given else -float("inf")
         else:
             self._load(*last)
@@ -133,7 +136,23 @@ class Training:
             self.log = None if self.done else EventLog(folder / "tensorboard", self.step)
 
     def go(self, name: str) -> None:
-        """All steps that are left; raises BadOutput for a loss that is not finite."""
+        """All steps that are left. Raises BrokeDown for a loss that is not finite, unless that is
+        accepted: then it ends there."""
+        try:
+            self._go(name)
+        except BrokeDown as error:
+            if not self.accept_broken:
+                raise
+            self.broke = error.message
+            if not self.best_step:
+                self.best = self.first
+            note(f"{error.message}: it ends here, with the best state before")
+            return
+        if self.kept is not None and not self.done:
+            self.done = True
+            self.kept.save(self.step, {}, self._facts())
+
+    def _go(self, name: str) -> None:
         with stage(name, self.steps, "steps") as tick:
             tick(self.step)
             while self.step < self.steps and not self.done:
@@ -146,9 +165,6 @@ class Training:
                     self.average.update(self.student, self.step)
                 self._look()
                 tick()
-        if self.kept is not None and not self.done:
-            self.done = True
-            self.kept.save(self.step, {}, self._facts())
 
     def end(self) -> None:
         """Put the best state in place, in the usual layout."""
@@ -248,7 +264,7 @@ class Training:
         stopped = self.patience is not None and self.waited >= self.patience
         self.done = self.step == self.steps or stopped
         due = judged or (self.save_every is not None and self.step % self.save_every == 0)
-        if self.stored and (due or self._late()):
+        if self.folder is not None and (due or self._late()):
             tensors = {} if self.done else self._tensors()
             if self.kept is not None:
                 self.kept.sync()
@@ -297,17 +313,13 @@ class Training:
                 value = float(self.evaluate(self.student))
             value = float(self.fabric.broadcast(value))
         except BadOutput as error:
-            self._stop(f"of {what}: {error.message}")
+            self._stop(f"{what} cannot be judged: {error.message}")
         if value != value:
             self._stop(f"the evaluation of {what} is NaN")
         return value
 
     def _stop(self, why: str) -> None:
-        raise BadOutput(
-            f"learning broke down at step {self.step} of {self.steps}: {why}",
-            f"a lower rate (it was {self.rate:g}, try {self.rate / 3:.2g}), or clip the gradient;"
-            f" the best state so far, of step {self.best_step}, is kept",
-        )
+        raise broke_down(why, self.step, self.steps, self.rate, self.best_step, self.folder)
 
     # -- checkpoints ---------------------------------------------------------------------------
     def _tensors(self) -> dict[str, Tensor]:

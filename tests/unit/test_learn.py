@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from killed_learning import STEPS, data, network, training
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -305,13 +306,49 @@ def test_a_loss_that_is_not_finite_stops_and_the_last_good_state_stays(tmp_path:
     with pytest.raises(BadOutput, match="broke down at step 6 of 40") as error:
         learned_of(student, teacher, rate=0.3, every=2, before_step=[spoil], folder=tmp_path)
     assert "a lower rate (it was 0.3" in error.value.hint
+    assert "another --out or folder" in error.value.hint
+    assert "clip" not in error.value.hint
+    (best,) = tmp_path.glob("best-*.safetensors")
+    assert str(best) in error.value.hint
+    kept = load_file(best)
+    assert all(torch.equal(kept[k], v) for k, v in student.state_dict().items())
     assert all(bool(torch.isfinite(p).all()) for p in student.parameters())
     assert distance(teacher)(student) > distance(teacher)(linear(1))
 
 
 def test_a_rate_that_is_far_too_high_is_told_so() -> None:
-    with pytest.raises(BadOutput, match="broke down at step"):
+    with pytest.raises(BadOutput, match="broke down at step") as error:
         learned_of(linear(1), linear(0), rate=1e20, evaluate=lambda m: float(m(HELD_OUT).sum()))
+    assert "with a folder the best state before is kept" in error.value.hint
+
+
+@pytest.mark.parametrize("keep_given", [True, False])
+def test_a_breakdown_that_is_accepted_ends_with_the_best_state(keep_given: bool) -> None:
+    student, given = linear(1), linear(1)
+    found = learned_of(
+        student, linear(0), rate=1e20, accept_broken=True, keep_given=keep_given, length="9steps"
+    )
+    assert found.broke.startswith("learning broke down at step")
+    assert found.steps < found.planned == 9
+    assert (found.best_step, found.best) == (0, found.first)
+    assert same(student, given)
+    assert not learned_of(student, linear(0), accept_broken=True, length="2steps").broke
+
+
+def test_what_came_in_broken_is_not_blamed_on_the_rate() -> None:
+    spoilt = INPUTS.clone()
+    spoilt[:, 0] = float("nan")
+    with pytest.raises(BadInput, match="before anything was learned: loss nan") as error:
+        learned_of(linear(1), linear(0), data=ImageCourse(spoilt))
+    assert "not the rate" in error.value.hint
+    with pytest.raises(BadInput, match="evaluation of the network that was given is NaN"):
+        learned_of(linear(1), linear(0), evaluate=lambda m: float("nan"))
+
+    def judge(module: nn.Module) -> float:
+        raise BadOutput("the network gives NaN")
+
+    with pytest.raises(BadInput, match="that was given cannot be judged: the network gives NaN"):
+        learned_of(linear(1), linear(0), evaluate=judge)
 
 
 def test_data_that_ends_early_is_told_with_its_step() -> None:
@@ -332,6 +369,15 @@ def test_a_loader_is_learned_from_as_a_course_is() -> None:
     ("options", "text"),
     [
         ({"rate": 0.0}, "a rate of 0"),
+        ({"rate": "0.1"}, "a rate of '0.1' cannot be"),
+        ({"rate": float("inf")}, "a rate of inf"),
+        ({"patience": 0}, "a patience of 0"),
+        ({"patience": 1.5}, "a patience of 1.5"),
+        ({"average": 2.0}, "an average of 2.0"),
+        ({"average": 1}, "an average of 1"),
+        ({"clip": -1.0}, "to clip gradients at -1.0"),
+        ({"batch": "16"}, "a batch of '16'"),
+        ({"accumulate": 0}, "in so many parts: 0"),
         ({"length": "soon"}, "length `soon`"),
         ({"optimizer": "lion"}, "optimizer `lion`"),
         ({"precision": "int8"}, "precision `int8`"),
