@@ -92,6 +92,24 @@ def chosen(accelerator: str) -> str:
     return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
+def several(devices: Any, accelerator: str) -> bool:
+    """Whether Lightning would take more than one device.
+
+    >>> several(1, "cpu"), several("2", "cpu"), several("auto", "cpu"), several([0, 1], "cuda")
+    (False, True, False, True)
+    """
+    if isinstance(devices, str) and "," in devices:
+        devices = [part for part in devices.split(",") if part.strip()]
+    if isinstance(devices, list | tuple):
+        return len(devices) > 1
+    if devices in ("auto", -1, "-1"):
+        return chosen(accelerator) in ("cuda", "gpu") and torch.cuda.device_count() > 1
+    try:
+        return int(devices) > 1
+    except (TypeError, ValueError) as error:
+        raise WrongUse(f"devices={devices!r} cannot be", 'a number, or "auto"') from error
+
+
 def best_precision(precision: str, device: str) -> str:
     """ "auto": bfloat16 where the device multiplies it faster than float32, else float32.
 

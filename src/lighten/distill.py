@@ -23,10 +23,12 @@ from typing import Any
 from torch import Tensor, nn
 
 from lighten import distill_request
+from lighten.devices import several
 from lighten.distill_language import DistilledLanguageModel, distill_language
 from lighten.distill_request import Request
 from lighten.distill_results import results
 from lighten.errors import WrongUse
+from lighten.followed_run import FollowedRun, check_processes, follows, led
 from lighten.front import is_network
 from lighten.learn_state import remove_states
 from lighten.lesson import Lesson
@@ -130,7 +132,8 @@ def distill(
     over an image and its mirror image (None: where that makes sense, see lighten.mirrored).
     samples: inputs that a student is made from the teacher on. multiple: channel counts of such a
     student are multiples of it. For rate, batch, optimizer ("sgd", "adamw", "muon") and what
-    follows see lighten.learn.
+    follows see lighten.learn. devices: on two, Lightning runs the calling script once more; each
+    process gets the result, the first stores it (lighten.followed_run).
 
     Or both are language models: a Hugging Face folder, a hub id or a .gguf file. student: another
     with the same vocabulary; or "half depth", "8 layers", "half width" (of the feed-forward parts)
@@ -173,7 +176,10 @@ def distill(
         samples=1024 if samples is None else samples,
     )  # fmt: skip
     folder = asked.folder if out is None else Path(out)
-    with Run.open(folder, asked.wanted) as run, logged(run):
+    if several(how.devices, how.accelerator):
+        check_processes(folder)
+    opened = FollowedRun.of if follows(folder) else Run.open
+    with opened(folder, asked.wanted) as run, logged(run):
         begun = _begun(run, asked)
         asked.check(begun.network)
         validation = Validation(
@@ -186,6 +192,8 @@ def distill(
         )
         lesson, trials = _tuned(run, asked, begun.network, validation)
         taught, learning = _taught(run, asked, begun.network, lesson, validation)
+        if isinstance(run, FollowedRun):
+            run.wait("metrics.json")
         made = replace(begun, network=taught)
         run.file("model", made.save)
         exported = _exported(run, asked, taught)
@@ -193,8 +201,9 @@ def distill(
             "metrics",
             lambda: results(asked, begun.network, taught, learning, trials, exported),
         )
-        look(run, asked)
-        kept(folder)
+        if not isinstance(run, FollowedRun):
+            look(run, asked)
+            kept(folder)
         return Distilled(made, metrics, folder, exported)
 
 
@@ -268,9 +277,11 @@ def _taught(
     facts: dict[str, Any] = {}
 
     def learn() -> Mapping[str, Tensor]:
-        found, learned = teach(
-            student, asked.teacher, asked.data, lesson, validation, asked.length, asked.how, folder
-        )
+        with led(run):
+            found, learned = teach(
+                student, asked.teacher, asked.data, lesson, validation, asked.length, asked.how,
+                folder,
+            )  # fmt: skip
         facts.update(
             length=str(asked.length), learn_from=str(lesson), rate=asked.how.rate_used,
             steps=learned.steps, best_step=learned.best_step, examples=asked.data.course.count,
@@ -282,7 +293,8 @@ def _taught(
         return found.module.state_dict()
 
     state = run.tensors("taught", learn)
-    remove_states(folder)  # what they led to is stored
+    if not isinstance(run, FollowedRun):
+        remove_states(folder)  # what they led to is stored
     taught = student.with_module(copy.deepcopy(student.module))
     taught.module.load_state_dict(state)
     return taught, dict(run.json("learned", lambda: facts))

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from lighten.atomic import dump, file_name
 from lighten.course import ImageCourse
-from lighten.devices import need_lightning
+from lighten.devices import need_lightning, several
 from lighten.errors import UserError, WrongUse
 from lighten.front import is_network, loaded
 from lighten.images import Images, normalised
@@ -111,6 +111,11 @@ def read(
     spec = _spec(student)
     if trials is not None:
         check_tunable(lesson, trials)
+        if several(how.devices, how.accelerator):
+            raise WrongUse(
+                f"trials run on one device, and devices={how.devices}",
+                "tune on one, then give what was found as learn_from, on several",
+            )
     if export is not None:
         _ = exporters[export]
     if data is None:

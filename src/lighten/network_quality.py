@@ -214,11 +214,13 @@ def _right(logits: Tensor, labels: Tensor) -> Array:
     if labels.shape != (len(logits),):
         raise WrongUse(f"{len(logits)} examples and labels of shape {tuple(labels.shape)}")
     labels = labels.to(logits.device)
-    logits, labels = logits[labels != IGNORED], labels[labels != IGNORED]
-    least, most = int(labels.min()), int(labels.max())
-    if least < 0 or most >= logits.shape[1]:
+    at = (labels != IGNORED).nonzero()[:, 0]
+    logits, labels = logits[at], labels[at]
+    wrong = (labels < 0) | (labels >= logits.shape[1])
+    if bool(wrong.any()):
         raise BadInput(
-            f"labels reach from {least} to {most}, the network has {logits.shape[1]} classes",
+            f"labels reach from {int(labels.min())} to {int(labels.max())}, in example"
+            f" {int(at[wrong][0])} first, and the network has {logits.shape[1]} classes",
             f"is the data of another set of classes? {IGNORED} marks what has no label",
         )
     return _array(logits.argmax(1) == labels)
