@@ -32,7 +32,7 @@ from lighten.model import Model, open_model
 from lighten.preflight import preflight
 from lighten.progress import stage
 from lighten.quality import Reference, measure_weights
-from lighten.recover_language import Made, lessons, take, wish
+from lighten.recover_language import Made, broken, lessons, take, wish
 from lighten.recover_language import made as made_by
 from lighten.recover_language import recover as recover_language
 from lighten.registry import exporters, formats
@@ -375,6 +375,7 @@ def _metrics(
     facts = results(job.model, export, quality, exported, made.plan.predicted["nats"])
     if made.learned is not None:
         facts["recover"] = [made.learned]
+        facts["problems"] += broken(made.learned)
     facts["data"] = corpus.source
     if job.run.request.get("columns") == "even":
         facts["notes"].append("columns were made even before they were rounded")

@@ -132,6 +132,13 @@ def take(run: Run, old: Made, new: Made, before: Any, after: Any) -> Made:
     return replace(new if taken else old, learned=facts | (new.learned or {}))
 
 
+def broken(learned: Mapping[str, Any]) -> list[str]:
+    """The problem of a recovery that broke down, none of another. learned: a row of "recover"."""
+    if "broke" not in learned:
+        return []
+    return [f"{learned['broke']}; the best state before, of step {learned['best_step']}, is kept"]
+
+
 def lessons(corpus: Corpus, tokenizer: Any, size: int, first: int, length: str) -> Tensor:
     """Windows (count, size) to learn from: behind the `first` that are calibrated and measured on.
 
@@ -182,7 +189,7 @@ def _learn(
         length=f"{steps}steps", rate=rate, batch=batch,
         evaluate=evaluate, optimizer="adamw", weight_decay=0.0,
         group=_group, precision=precision, folder=place, seed=seed,
-        every=max(1, steps // 5), name="learn scales",
+        every=max(1, steps // 5), accept_broken=True, name="learn scales",
     )  # fmt: skip
     frozen, values = student.freeze()
     for name in kept:
@@ -195,6 +202,8 @@ def _learn(
         "learn_from": str(lesson), "trained": sum(p.numel() for p in student.parameters()),
         "watched_kld_before": -learned.first, "watched_kld_after": -learned.best,
     }  # fmt: skip
+    if learned.broke:
+        facts["broke"] = learned.broke
     if blocks is not None:
         facts |= {"watched_kld_before": blocks["watched_kld_before"], "blocks": blocks}
     run.json(f"{kept.folder}/facts", lambda: facts)

@@ -88,6 +88,23 @@ def test_it_learns_back_in_the_same_bytes_and_once(
     assert exported == done.exported
 
 
+def test_a_recovery_that_breaks_down_does_not_lose_the_run(
+    tiny: Tiny, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    learn = recover_language.learn
+    monkeypatch.setattr(
+        recover_language, "learn", lambda *given, **how: learn(*given, **(how | {"rate": 1e30}))
+    )
+    done = lighten.compress(
+        tiny("llama"), budget="45%", data=text, export="gguf", out=tmp_path / "run", **ASKED
+    )
+    assert done.exported.exists()
+    (learned,) = done.metrics["recover"]
+    assert learned["broke"].startswith("learning broke down at step")
+    assert learned["watched_kld_after"] <= learned["watched_kld_before"]
+    assert any("broke down" in problem for problem in done.metrics["problems"])
+
+
 @pytest.mark.parametrize("worse", [True, False])
 def test_a_head_that_makes_it_worse_is_left_as_it_was(
     tiny: Tiny, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, worse: bool

@@ -335,6 +335,22 @@ def test_a_breakdown_that_is_accepted_ends_with_the_best_state(keep_given: bool)
     assert not learned_of(student, linear(0), accept_broken=True, length="2steps").broke
 
 
+def test_an_accepted_breakdown_keeps_what_was_learned_before_it(tmp_path: Path) -> None:
+    teacher, student = linear(0), linear(1)
+
+    def spoil(step: int, steps: int) -> None:
+        if step == 6:
+            with torch.no_grad():
+                student[0].weight.fill_(float("nan"))  # type: ignore[index, operator, union-attr]
+
+    found = learned_of(student, teacher, rate=0.3, every=2, before_step=[spoil], folder=tmp_path,
+                       accept_broken=True, keep_given=False)  # fmt: skip
+    assert "at step 6 of 40" in found.broke
+    assert found.best_step > 0
+    assert found.best > found.first
+    assert distance(teacher)(student) == pytest.approx(found.best)
+
+
 def test_what_came_in_broken_is_not_blamed_on_the_rate() -> None:
     spoilt = INPUTS.clone()
     spoilt[:, 0] = float("nan")
