@@ -187,6 +187,12 @@ def test_a_mistake_is_told(
     assert caught.value.hint
 
 
+def test_a_window_too_long_names_its_own_option(tiny: Tiny, text: Path) -> None:
+    with pytest.raises(WrongUse) as caught:
+        lighten.distill(deep(tiny), "half depth", text, **{**QUICK, "window": 256})
+    assert caught.value.hint == "give --window 128 or less"
+
+
 def test_models_and_texts_that_do_not_go_together_are_told(
     tiny: Tiny, text: Path, tmp_path: Path
 ) -> None:
