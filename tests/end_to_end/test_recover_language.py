@@ -137,9 +137,12 @@ def test_a_head_that_makes_it_worse_is_left_as_it_was(
     assert len(list(given[0])) == len(given[0]) == len(solved)
 
 
-def test_norms_that_learned_are_in_the_file(tiny: Tiny, text: Path, tmp_path: Path) -> None:
+def test_norms_that_learned_are_in_the_file(
+    tiny: Tiny, text: Path, tmp_path: Path, undocumented: Callable[[Path], set[str]]
+) -> None:
     out = tmp_path / "run"
     done = lighten.compress(tiny("llama"), budget="45%", data=text, out=out, **ASKED)
+    assert not undocumented(out)
     assert done.metrics["recover"][0]["taken"] == "yes"
     name = "model.layers.0.mlp.gate_proj.weight"
     assert name in done.plan.specs
