@@ -72,6 +72,18 @@ def repo_root() -> Path:
 
 
 @pytest.fixture(scope="session")
+def undocumented(repo_root: Path) -> Callable[[Path], set[str]]:
+    """Run -> names of its files and folders that docs/concepts/run-directory.md does not say."""
+    page = (repo_root / "docs/concepts/run-directory.md").read_text(encoding="utf-8")
+
+    def missing(run: Path) -> set[str]:
+        names = {p.name + ("/" if p.is_dir() else "") for p in run.iterdir()}
+        return {name for name in names if f"`{name}" not in page}
+
+    return missing
+
+
+@pytest.fixture(scope="session")
 def shared(repo_root: Path) -> Path:
     """The folder of data beside the repository; tests that need it are skipped without it."""
     folder = repo_root.parent / "shared"

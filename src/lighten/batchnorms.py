@@ -93,10 +93,13 @@ def better_norms(
     data: (count, ...) inputs, 64 at least: with fewer nothing is tried.
     """
     held = max(LEAST, len(data) // HELD)
+    why_not = ""
     if len(data) - held < LEAST:
-        return Norms(small, why_not=f"{len(data)} images are too few, {2 * LEAST} are needed")
-    if not _any_batch(small):
-        return Norms(small, why_not="the network works for one size of batch only")
+        why_not = f"{len(data)} images are too few, {2 * LEAST} are needed"
+    elif not _any_batch(small):
+        why_not = "the network works for one size of batch only"
+    if why_not:
+        return Norms(small, why_not=why_not if _normed(small) else "")
     at = torch.arange(len(data)) % (len(data) // held) == 0
     at &= at.cumsum(0) <= held
     seen, kept = data[~at], data[at]
@@ -123,6 +126,13 @@ def reestimated(network: Network, data: Tensor, *, batch: int = 64) -> Network:
     return found if statistics.seen else network
 
 
+def _normed(network: Network) -> bool:
+    """Whether a network calls a batch norm with running statistics."""
+    with _Statistics(taken=False) as statistics:
+        network(*network.inputs)
+    return bool(statistics.seen)
+
+
 def _any_batch(network: Network) -> bool:
     """Whether a network takes batches of any size; only an exported graph may not."""
     if not isinstance(network.module, fx.GraphModule):
@@ -144,10 +154,11 @@ def _distance(network: Network, data: Tensor, wanted: Tensor, batch: int) -> flo
 
 class _Statistics(TorchFunctionMode):
     """Every batch norm that is called uses its batch's statistics, and its buffers become their
-    cumulative mean."""
+    cumulative mean. taken=False: they are counted alone, and compute as they are."""
 
-    def __init__(self) -> None:
+    def __init__(self, taken: bool = True) -> None:
         super().__init__()
+        self.taken = taken
         self.seen: dict[int, int] = {}  # address of a running variance -> batches in its mean
 
     def __torch_function__(
@@ -165,4 +176,6 @@ class _Statistics(TorchFunctionMode):
         if mean is None or var is None:  # it always uses its batch's
             return func(*args, **kwargs)
         count = self.seen[var.data_ptr()] = self.seen.get(var.data_ptr(), 0) + 1
+        if not self.taken:
+            return func(*args, **kwargs)
         return functional.batch_norm(x, mean, var, weight, bias, True, 1 / count, eps)

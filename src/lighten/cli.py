@@ -33,6 +33,7 @@ from lighten.options import (
     Data,
     Examples,
     Folder,
+    Kind,
     Length,
     Mean,
     Model,
@@ -318,9 +319,7 @@ def inspect(
 
 @app.command("list")
 def list_(
-    kind: Annotated[
-        str | None, typer.Argument(metavar="[KIND]", help="formats, solvers, exporters, families")
-    ] = None,
+    kind: Kind = None,
     as_json: AsJson = False,
 ) -> None:
     """What there is to choose from."""

@@ -86,8 +86,22 @@ def _pair(
 
 
 def _running(steps: Steps) -> list[fx.Node]:
-    """The nodes that compute, in order; where parameters are looked up differs between graphs."""
-    return [n for n in steps.nodes if n.op != "get_attr"]
+    """The nodes that compute tensors, in order; where parameters are looked up, and whether sizes
+    are counted, differs between graphs."""
+    counted = set(_counts(steps))
+    return [n for n in steps.nodes if n.op != "get_attr" and n not in counted]
+
+
+def _counts(steps: Steps) -> list[fx.Node]:
+    """The nodes that compute sizes from the input's: of the batch, such as batch * heads. A graph
+    whose sizes were rewritten says -1 in their place."""
+    found: list[fx.Node] = []
+    for n in steps.nodes:
+        if isinstance(n.meta.get("val"), int | torch.SymInt) and all(
+            source.op == "placeholder" or source in found for source in n.all_input_nodes
+        ):
+            found.append(n)
+    return found
 
 
 @dataclass
@@ -122,6 +136,9 @@ class _Run:
         for n, m in self.nodes.items():
             if m.op == "placeholder":
                 self.dense[m] = self.small[n] = list(self.batches)
+                for steps, values in ((self.a, self.dense), (self.b, self.small)):
+                    for node in _counts(steps):
+                        values[node] = steps.compute(node, values, count)
                 continue
             if m not in self.dense:
                 self.dense[m] = self.a.compute(m, self.dense, count)
@@ -137,11 +154,9 @@ class _Run:
 
     def _cut(self, m: fx.Node, n: fx.Node) -> bool:
         """Whether a parameter of dense node m has become smaller."""
-        pairs = zip(m.all_input_nodes, n.all_input_nodes, strict=False)
+        stored = ([s for s in node.all_input_nodes if s.op == "get_attr"] for node in (m, n))
         return any(
-            s.op == "get_attr" and self.a.stored(t).shape != self.b.stored(s).shape
-            for t, s in pairs
-            if t.op == "get_attr"
+            self.a.stored(t).shape != self.b.stored(s).shape for t, s in zip(*stored, strict=False)
         )
 
     def _solvable(self, n: fx.Node) -> bool:

@@ -138,8 +138,9 @@ def distill(
     Or both are language models: a Hugging Face folder, a hub id or a .gguf file. student: another
     with the same vocabulary; or "half depth", "8 layers", "half width" (of the feed-forward parts)
     of the teacher. data, test: text (lighten.data.load_text), in windows of `window` tokens (512).
-    learn_from: of `logits`, `topk`, `hidden` and `labels`, which are the next tokens. samples:
-    windows (64) that a student is made on. batch: in windows.
+    learn_from: of `logits`, `topk`, `hidden`, `blocks` (where student and teacher are as wide) and
+    `labels`, which are the next tokens. samples: windows (64) that a student is made on. batch: in
+    windows. Comes back as DistilledLanguageModel, whose `student` is a Model and has no `network`.
 
     Without a word length is "10epochs", of text "500steps"; batch 128, of text what makes 4096
     tokens; optimizer "sgd", of text "adamw"; samples 1024.

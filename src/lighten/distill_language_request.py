@@ -132,7 +132,7 @@ def read(
     other = None if test is None else load_text(test)
     for model in (master, learner):
         if isinstance(model, Model):
-            fits_context(model, window)
+            fits_context(model, window, "--window")
     text = _text(corpus, other, master.tokenizer, window, span, batch, how.seed)
     if isinstance(learner, Model):
         _same_words(master, learner, corpus, text, window, how.seed)

@@ -220,13 +220,15 @@ def measure_model(
     return facts
 
 
-def fits_context(model: Model, length: int) -> None:
-    """Raise WrongUse where windows of `length` tokens are longer than the model's context."""
+def fits_context(model: Model, length: int, option: str = "--length") -> None:
+    """Raise WrongUse where windows of `length` tokens are longer than the model's context.
+
+    option: what the command calls the length of its windows."""
     limit = getattr(model.config, "max_position_embeddings", None)
     if limit is not None and length > limit:
         raise WrongUse(
             f"windows of {length} tokens, but {model.source} takes no more than {limit}",
-            f"give --length {limit} or less",
+            f"give {option} {limit} or less",
         )
 
 

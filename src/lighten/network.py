@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import inspect
 import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -52,7 +53,8 @@ class Network:
     def of(cls, module: nn.Module, inputs: Any, source: str = "") -> Network:
         """A copy of `module`, in evaluation mode. inputs: a tensor or a tuple of them.
 
-        Raises WrongUse where they are no module and tensors, BadInput for NaN in the weights.
+        Raises WrongUse where they are no module and the tensors that its forward takes, BadInput
+        for NaN in the weights.
         """
         if not isinstance(module, nn.Module):
             raise WrongUse(f"a {type(module).__name__} is not a torch.nn.Module", "pass a module")
@@ -61,6 +63,12 @@ class Network:
             raise WrongUse(
                 "example inputs must be tensors", "for an image: torch.zeros(1, 3, h, w)"
             )
+        source = source or type(module).__name__
+        if takes := _other_inputs(module, len(given)):
+            raise WrongUse(
+                f"{source} takes {takes}, and the example inputs are {len(given)}",
+                "give a tensor for each argument of its forward, in its order",
+            )
         own = copy.deepcopy(module).eval().requires_grad_(False)
         for name, t in own.state_dict().items():
             if t.is_floating_point() and not t.is_meta and not bool(torch.isfinite(t).all()):
@@ -68,7 +76,7 @@ class Network:
                     f"`{name}` holds values that are NaN or infinite",
                     "the weights are damaged, or were trained or converted wrongly",
                 )
-        return cls(own, given, source or type(module).__name__)
+        return cls(own, given, source)
 
     def with_module(self, module: nn.Module) -> Network:
         """The same, with another module in its place (not copied)."""
@@ -133,7 +141,32 @@ class Network:
 
     @torch.no_grad()
     def __call__(self, *inputs: Tensor) -> Any:
+        """What the module gives; raises WrongUse for fewer inputs than it takes."""
+        self.check_inputs(len(inputs))
         return self.module(*inputs)
+
+    def check_inputs(self, count: int = 1) -> None:
+        """Raises WrongUse where data gives `count` inputs and the module takes more."""
+        if count < len(self.inputs) and _other_inputs(self.module, count):
+            raise WrongUse(
+                f"{self.source} takes {len(self.inputs)} inputs, and the data gives {count}",
+                "wrap it in a module that takes one tensor",
+            )
+
+
+def _other_inputs(module: nn.Module, count: int) -> str:
+    """The arguments of a module's forward where `count` positional ones are not what it takes."""
+    if module._forward_pre_hooks:  # these may change the arguments
+        return ""
+    try:
+        signature = inspect.signature(module.forward)
+    except (TypeError, ValueError):  # of some compiled callables
+        return ""
+    try:
+        signature.bind(*range(count))
+    except TypeError:
+        return str(signature).partition(" ->")[0]
+    return ""
 
 
 def export_graph(

@@ -38,6 +38,13 @@ Page = Annotated[
     Path | None,
     typer.Option("--html", help="A page to look at too: the map of its layers, what can shrink."),
 ]
+Kind = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="[KIND]",
+        help="formats, solvers, criteria, losses, transforms, exporters or families.",
+    ),
+]
 Runs = Annotated[
     list[Path], typer.Argument(metavar="RUN...", help="Folders that `compress` or `distill` wrote.")
 ]

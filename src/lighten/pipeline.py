@@ -348,7 +348,7 @@ def _recovered(
     after = _measured(job, "recovered", new)
     taken = take(job.run, old, new, quality[quality["chosen"]], after)
     chosen = "recovered" if taken.weights is new.weights else quality["chosen"]
-    return taken, {**quality, "recovered": after, "chosen": chosen}
+    return taken, {**quality, "recovered": after, "chosen": chosen, "quantized": quality["chosen"]}
 
 
 def _export(job: Job, made: Made, to: str) -> Path:

@@ -12,6 +12,9 @@ from lighten.model import Model
 from lighten.progress import note, stage
 from lighten.registry import exporters
 
+_STEP = ("perplexity", "top1_agreement", "mean_kld")
+"""What the table of steps shows of each."""
+
 _TEMPORARY = 2_000_000_000
 """Bytes up to which an F16 copy is written only to run the original in llama.cpp."""
 
@@ -19,9 +22,11 @@ _TEMPORARY = 2_000_000_000
 def results(
     model: Model, export: str, quality: Mapping[str, Any], exported: Path, predicted: float
 ) -> dict[str, Any]:
-    """{"before", "after"}: quantities by name; "plans": what was measured; "problems", "notes".
+    """{"before", "after"}: quantities by name; "plans": what was measured; "problems", "notes";
+    "steps": where something was learned, what was measured before and after it.
 
-    quality: {"chosen": name, name: Quality.as_dict(), ...}. predicted: nats.
+    quality: {"chosen": name, name: Quality.as_dict(), ...}, and where something was learned
+    "quantized": name of the plan that it began from. predicted: nats.
     """
     chosen = quality["chosen"]
     ours = dict(quality[chosen])
@@ -54,6 +59,8 @@ def results(
         if isinstance(found, Mapping)
     ]
     facts["plans"] = rows
+    if "quantized" in quality:
+        facts["steps"] = _steps(quality)
     facts["notes"] = list(model.notes) + list(exporters[export].notes(model))
     if chosen == "uniform":
         facts["notes"].append(
@@ -121,6 +128,20 @@ def _size(path: Path) -> int:
 
 def _short(found: Mapping[str, Any]) -> dict[str, Any]:
     return {k: found[k] for k in ("mean_kld", "p99_kld", "top1_agreement") if k in found}
+
+
+def _steps(quality: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """One row a step; the last is what was exported: one of the two before it."""
+    found = {
+        "original": {"perplexity": quality[quality["chosen"]]["reference_perplexity"]},
+        "quantized": quality[quality["quantized"]],
+        "recovered": quality["recovered"],
+        "exported": quality[quality["chosen"]],
+    }
+    return [
+        {"step": step, **{key: row[key] for key in _STEP if key in row}}
+        for step, row in found.items()
+    ]
 
 
 def _problems(model: Model, size: int) -> list[str]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from pathlib import Path
@@ -162,16 +162,21 @@ def from_scratch(network: Network, seed: int = 0) -> Network:
         if is_pretrained(module):
             kind, config = type(module), module.config
             return replace(fresh.with_module(kind(config).to(fresh.device)), notes=network.notes)
+        whole: list[Callable[[], object]] = []
         for path, part in module.named_modules():
             draw = getattr(part, "reset_parameters", None)
             if draw is not None:
                 draw()
+            elif hasattr(part, "_reset_parameters"):  # nn.MultiheadAttention, nn.Transformer
+                whole.append(part._reset_parameters)
             elif own := [name for name, _ in part.named_parameters(recurse=False)]:
                 name = f"{path}.{own[0]}" if path else own[0]
                 raise WrongUse(
                     f"nothing says how `{name}` begins: {_kind(part)} has no reset_parameters",
                     "without `from scratch` it begins from its teacher; or name a student",
                 )
+        for draw in reversed(whole):  # these draw for their parts too, so after them
+            draw()
     return replace(fresh, notes=network.notes)
 
 

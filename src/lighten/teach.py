@@ -109,6 +109,8 @@ def check_lesson(
     cannot be compared as the lesson says, before anything is computed."""
     from contextlib import nullcontext
 
+    for network in (student, teacher):
+        network.check_inputs()
     inputs = inputs.to(student.device)
     labels = None if labels is None else labels.to(student.device)
     taught = teacher.module if lesson.taught else None

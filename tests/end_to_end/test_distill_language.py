@@ -125,8 +125,9 @@ def test_a_student_that_gets_no_better_is_as_it_was_given(
 
 
 def test_the_teachers_answers_are_stored_where_windows_come_again(
-    tiny: Tiny, text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+    tiny: Tiny, text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    undocumented: Callable[[Path], set[str]],
+) -> None:  # fmt: skip
     short = tmp_path / "short.txt"
     short.write_text(text.read_text()[:4000])
     asked = {**QUICK, "learn_from": "topk:1:k=16,labels:0.1", "length": "30steps"}
@@ -135,6 +136,7 @@ def test_the_teachers_answers_are_stored_where_windows_come_again(
         found.metrics["after"]["mean_kld"]["value"] < found.metrics["before"]["mean_kld"]["value"]
     )
     assert list((tmp_path / "run" / "teacher").glob("*.safetensors"))
+    assert not undocumented(tmp_path / "run")
     assert "the teacher's answers go to disk" in capsys.readouterr().err
 
 
@@ -185,6 +187,12 @@ def test_a_mistake_is_told(
         lighten.distill(deep(tiny), student, text, out=tmp_path / "run", **{**QUICK, **options})
     assert said in str(caught.value)
     assert caught.value.hint
+
+
+def test_a_window_too_long_names_its_own_option(tiny: Tiny, text: Path) -> None:
+    with pytest.raises(WrongUse) as caught:
+        lighten.distill(deep(tiny), "half depth", text, **{**QUICK, "window": 256})
+    assert caught.value.hint == "give --window 128 or less"
 
 
 def test_models_and_texts_that_do_not_go_together_are_told(

@@ -134,6 +134,13 @@ def test_every_key_of_a_distillation_is_in_the_page(
     assert "learn_from='logits:1,labels:0.5'" in _read(student, "look/provenance.json")["command"]
 
 
+def test_every_file_of_a_run_on_networks_is_in_the_other_page(
+    network: pipeline.Result, student: Path, undocumented: Callable[[Path], set[str]]
+) -> None:
+    assert not undocumented(network.run)
+    assert not undocumented(student)
+
+
 def test_layers_are_those_of_the_file(done: pipeline.Result) -> None:
     rows = {row["name"]: row for row in _read(done.run, "look/layers.json")}
     model = lighten.open_model(done.exported)

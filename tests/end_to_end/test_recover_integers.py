@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -187,12 +187,15 @@ def test_integers_learn_without_a_recovery_on_what_they_are_not_chosen_by(
     assert not chosen_by & calibrated
 
 
-def test_formats_of_layers_learn_too(tmp_path: Path) -> None:
+def test_formats_of_layers_learn_too(
+    tmp_path: Path, undocumented: Callable[[Path], set[str]]
+) -> None:
     found = compress(tmp_path / "run", budget="60%", quantize=None, recover="4steps")
     assert found.metrics["after"]["bytes"] <= 0.6 * found.metrics["before"]["bytes"]
     assert "scales recovered" in kld(found)
     # of a recovery, as many steps
     assert [row["length"] for row in found.metrics["recover"]] == ["4steps", "4steps"]
+    assert not undocumented(tmp_path / "run")
 
 
 @pytest.mark.parametrize("mirrored", [None, False])

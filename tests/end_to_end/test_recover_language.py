@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import shutil
 import signal
 import subprocess
@@ -38,6 +39,22 @@ def _quick(untimed: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(recover_language, "HEAD_WINDOWS", WINDOWS)
 
 
+def check_steps(metrics: dict[str, Any]) -> None:
+    """Each step has the numbers that are elsewhere too: nothing is measured for it alone."""
+    plans = {row["plan"]: row for row in metrics["plans"]}
+    steps = {row.pop("step"): row for row in copy.deepcopy(metrics["steps"])}
+    assert list(steps) == ["original", "quantized", "recovered", "exported"]
+    assert steps["original"] == {"perplexity": metrics["before"]["perplexity"]}
+    facts = metrics["recover"][0]
+    assert steps["quantized"]["mean_kld"]["value"] == facts["mean_kld_before"]
+    assert steps["recovered"]["mean_kld"] == plans["recovered"]["mean_kld"]
+    assert steps["recovered"]["top1_agreement"] == plans["recovered"]["top1_agreement"]
+    assert steps["exported"] == {key: metrics["after"][key] for key in steps["exported"]}
+    taken = "recovered" if facts["taken"] == "yes" else "quantized"
+    assert steps["exported"] == steps[taken]
+    assert steps["exported"].keys() == {"perplexity", "top1_agreement", "mean_kld"}
+
+
 def size(path: Path) -> int:
     files = [p for p in path.rglob("*") if p.is_file()] if path.is_dir() else [path]
     return sum(p.stat().st_size for p in files)
@@ -70,6 +87,7 @@ def test_it_learns_back_in_the_same_bytes_and_once(
     assert facts["mean_kld_after"] == plans["recovered"]["mean_kld"]["value"]
     assert facts["taken"] == ("yes" if facts["mean_kld_after"] <= before else "no")
     assert done.metrics["after"]["mean_kld"]["value"] == min(before, facts["mean_kld_after"])
+    check_steps(done.metrics)
     specs = {k: lighten.Spec.parse(v) for k, v in done.plan.specs.items()}
     assert size(done.exported) == exporters[export].nbytes(open_model(tiny(family)), specs)
     assert facts["watched_kld_after"] <= facts["watched_kld_before"]
@@ -136,9 +154,12 @@ def test_a_head_that_makes_it_worse_is_left_as_it_was(
     assert len(list(given[0])) == len(given[0]) == len(solved)
 
 
-def test_norms_that_learned_are_in_the_file(tiny: Tiny, text: Path, tmp_path: Path) -> None:
+def test_norms_that_learned_are_in_the_file(
+    tiny: Tiny, text: Path, tmp_path: Path, undocumented: Callable[[Path], set[str]]
+) -> None:
     out = tmp_path / "run"
     done = lighten.compress(tiny("llama"), budget="45%", data=text, out=out, **ASKED)
+    assert not undocumented(out)
     assert done.metrics["recover"][0]["taken"] == "yes"
     name = "model.layers.0.mlp.gate_proj.weight"
     assert name in done.plan.specs
@@ -176,6 +197,8 @@ def test_what_is_worse_on_held_out_text_is_not_taken(
     monkeypatch.setattr(pipeline, "measure_weights", worse)
     done = lighten.compress(tiny("llama"), budget="45%", data=text, out=tmp_path / "run", **ASKED)
     assert done.metrics["recover"][0]["taken"] == "no"
+    check_steps(done.metrics)
+    assert "steps" not in plain.metrics
     assert done.metrics["after"]["mean_kld"] == plain.metrics["after"]["mean_kld"]
     named = [p.read_bytes().replace(b"run", b"plain") for p in (done.exported, plain.exported)]
     assert named[0] == named[1]

@@ -194,10 +194,18 @@ def test_list_names_everything(capsys: Any) -> None:
     for kind, rows in found.items():
         assert sorted(str(row["name"]) for row in rows) == sorted(kinds()[kind])
         assert all(row["doc"] for row in rows), kind
+    said = [row["doc"] for kind in ("solvers", "criteria") for row in found[kind]]
+    assert len(set(said)) == len(said)
     [q4_k] = [row for row in found["formats"] if row["name"] == "q4_k"]
     assert (q4_k["bits_per_weight"], q4_k["rows_of"]) == (4.5, "any multiple of 256")
     assert cli.main(["list", "formats"]) == 0
     assert "q4_k " in capsys.readouterr().out
+
+
+def test_the_help_of_list_names_every_kind(capsys: Any) -> None:
+    assert cli.main(["list", "--help"]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert not [kind for kind in kinds() if kind not in said]
 
 
 def test_default_folder_names_the_wish() -> None:

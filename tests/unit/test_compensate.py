@@ -113,6 +113,32 @@ def test_nothing_removed_changes_nothing() -> None:
     assert same.digest == dense.digest
 
 
+class Encoder(nn.Module):
+    """Attention of torch's own: where it is cut, its graph has other arithmetic of sizes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        layer = nn.TransformerEncoderLayer(16, 4, 32, dropout=0.0, batch_first=True)
+        self.body = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+        self.head = nn.Linear(16, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.head(self.body(x).mean(1))
+        return out
+
+
+def test_attention_with_sizes_of_its_own_is_compensated() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(192, 6, 16) @ torch.randn(16, 16)
+    dense = Network.of(Encoder(), x[:2])
+    couplings = couple(dense)
+    keep = {a.name: torch.arange(a.width // 4, a.width) for a in couplings.free}
+    assert {a.width for a in couplings.free} >= {4, 32}  # heads and the feed-forward part
+    small = shrink(dense, couplings, keep)
+    better = compensate(dense, small, couplings, keep, x[:128])
+    assert error(dense, better, x[128:]) < 0.5 * error(dense, small, x[128:])
+
+
 def test_each_weight_ticks_once() -> None:
     dense, x = network()
     couplings = couple(dense)

@@ -19,7 +19,7 @@ PASSES = 3
 def gptq(
     weight: Tensor, stats: Stats | None, spec: Spec, factor: Factor | None = None
 ) -> Compressed:
-    """weight (out, in) -> codes and scales with low tr(Δ H Δᵀ), Δ = weight - dense.
+    """weight (out, in) -> codes and scales by a sweep: low tr(Δ H Δᵀ), Δ = weight - dense.
 
     Row by row the better of this and round-to-nearest is kept. factor: of stats.hessian, if it is
     at hand. Formats without scales (f16, bf16, f32), and calls without stats, are only rounded.

@@ -23,10 +23,11 @@ PASSES = 2
 def learned(
     weight: Tensor, stats: Stats | None, spec: Spec, factor: Factor | None = None
 ) -> Compressed:
-    """weight (out, in) -> codes and scales with low tr(Δ H Δᵀ), Δ = weight - dense.
+    """weight (out, in) -> what gptq gives, its codes turned by gradient where tr(Δ H Δᵀ) falls.
 
-    Row by row the better of this and gptq is kept. factor: of stats.hessian, if it is at hand.
-    Formats without scales, and calls without stats, are only rounded. With sparsity it is obs.
+    Δ = weight - dense. Row by row the better of this and gptq is kept. factor: of stats.hessian, if
+    it is at hand. Formats without scales, and calls without stats, are only rounded. With sparsity
+    it is obs.
     """
     start: Compressed = solvers["gptq"](weight, stats, spec, factor)
     fmt = formats[str(spec.format)]
