@@ -16,7 +16,7 @@ from torch import Tensor
 
 from lighten import network_cost
 from lighten.errors import BadInput, WrongUse
-from lighten.network_quality import measure_network, outputs
+from lighten.network_quality import all_outputs, measure_network
 from lighten.progress import stage
 from lighten.samples import HELD_OUT, gathered
 
@@ -61,7 +61,7 @@ def measure_networks(
     if not bool(torch.isfinite(x).all()):
         raise BadInput("the data holds NaN or infinite values", "check how it is normalised")
     with stage("measure"):
-        reference = None if other is None else outputs(other.run, x, BATCH)
+        reference = None if other is None else all_outputs(other.run, x, BATCH)
         found = measure_network(mine.run, x, labels, reference=reference, size=BATCH).as_dict()
     facts: dict[str, Any] = {
         "model": mine.name,
@@ -117,15 +117,16 @@ class Batches:
     session: Callable[[Tensor], list[Tensor]]
     size: int | None
 
-    def __call__(self, x: Tensor) -> Tensor:
+    def __call__(self, x: Tensor) -> list[Tensor]:
         if self.size is None:
-            return self.session(x)[0]
+            return self.session(x)
         found = []
         for part in torch.split(x, self.size):
             missing = self.size - len(part)
             whole = torch.cat([part, part[-1:].expand(missing, *part.shape[1:])])
-            found.append(self.session(whole)[0][: len(part)])
-        return torch.cat(found)
+            # what is no output for each example is passed over by who measures
+            found.append([y[: len(part)] if y.ndim else y for y in self.session(whole)])
+        return [torch.cat(ys) if ys[0].ndim else ys[0] for ys in zip(*found, strict=True)]
 
 
 def _check(side: Subject, x: Tensor) -> None:
