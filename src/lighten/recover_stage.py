@@ -32,8 +32,9 @@ from lighten.recover import recover
 from lighten.sparse import nearest
 from lighten.training_data import TrainingData, training_data
 from lighten.types import Compressed
+from lighten.usual_lesson import check_outputs
 
-LEARN_FROM, OPTIMIZER = "logits:1", "sgd"
+OPTIMIZER = "sgd"
 
 _SHOWN = ("accuracy", "evaluate", "top1_agreement", "mean_kld", "relative_error")
 
@@ -53,7 +54,7 @@ class Recovery:
 
     @classmethod
     def of(
-        cls, data: Any, length: str, learn_from: str | None, rate: float | None,
+        cls, data: Any, length: str, learn_from: str, rate: float | None,
         augment: str | None, *, calibration: int, tested: bool, seed: int = 0, source: str = "",
         mirrored: bool | None = None, optimizer: str | None = None,
     ) -> Recovery:  # fmt: skip
@@ -64,7 +65,7 @@ class Recovery:
         lighten.recover.recover.
         """
         need_lightning()
-        span, lesson = Length.parse(length), Lesson.parse(learn_from or LEARN_FROM)
+        span, lesson = Length.parse(length), Lesson.parse(learn_from)
         _ = usual_rate(optimizer or OPTIMIZER)  # is there such a one?
         if rate is not None and not rate > 0:
             raise WrongUse(f"a rate of {rate} cannot be", "such as 0.05")
@@ -78,6 +79,7 @@ class Recovery:
 
     def check(self, network: Network) -> None:
         """Raises WrongUse where this network cannot teach as it is asked to."""
+        check_outputs(self.lesson, network)
         self.looks_twice(network)
 
     def looks_twice(self, network: Network) -> bool:
