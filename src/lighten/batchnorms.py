@@ -16,7 +16,7 @@ from __future__ import annotations
 import copy
 import inspect
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,7 +27,7 @@ from torch.overrides import TorchFunctionMode
 
 from lighten.errors import BadInput, BadOutput
 from lighten.network import Network
-from lighten.network_quality import compare_outputs, outputs
+from lighten.network_quality import all_outputs, compare_outputs
 from lighten.network_results import score
 
 HELD = 4
@@ -106,7 +106,7 @@ def better_norms(
     again = reestimated(small, seen, batch=batch)
     if again is small:
         return Norms(small)
-    wanted = outputs(dense, kept, batch)
+    wanted = all_outputs(dense, kept, batch)
     before, after = (_distance(network, kept, wanted, batch) for network in (small, again))
     return Norms(again if after < before else small, before, after)
 
@@ -143,10 +143,10 @@ def _any_batch(network: Network) -> bool:
         return False
 
 
-def _distance(network: Network, data: Tensor, wanted: Tensor, batch: int) -> float:
+def _distance(network: Network, data: Tensor, wanted: Sequence[Tensor], batch: int) -> float:
     """What plans are compared by, the other way round: smaller is better; inf for NaN outputs."""
     try:
-        found = compare_outputs(outputs(network, data, batch), reference=wanted, resamples=2)
+        found = compare_outputs(all_outputs(network, data, batch), reference=wanted, resamples=2)
     except BadOutput:
         return float("inf")
     return -score(found.as_dict())

@@ -167,7 +167,7 @@ def distill(
     teacher_weights: Weights = None,
     student_weights: Weights = None,
     length: options.Span = None,
-    learn_from: options.LearnFrom = "logits:1",
+    learn_from: options.LearnFrom = None,
     temperature: options.Temperature = None,
     tune: options.Trials = None,
     augment: options.Augment = None,

@@ -122,6 +122,8 @@ def compress_network(
         job = Job(run, network, data, exporter, bits, reduced, multiple, sparsity, evaluate)
         if scales is not None:
             job = replace(job, learned=scales.data.course.count)
+        if any(part is not None and part.lesson.numbers for part in (recovery, scales)):
+            job = replace(job, logits=False if data.labels is None else None)
         if asked is not None:
             run.json("asked", lambda: dict(asked), given=dict(asked))
         before = _before(job, export)

@@ -44,6 +44,7 @@ from lighten.students import Student, StudentSpec, make_student, read_student
 from lighten.teach import Hyperparameters, teach
 from lighten.tune import SHARE, Report
 from lighten.tune import tune as tuned
+from lighten.usual_lesson import LOGITS
 from lighten.validation import Validation
 
 
@@ -89,7 +90,7 @@ def distill(
     *,
     example_inputs: Any = None,
     length: str | None = None,
-    learn_from: str = "logits:1",
+    learn_from: str | None = None,
     temperature: float | None = None,
     tune: int | None = None,
     test: Any = None,
@@ -125,7 +126,8 @@ def distill(
     and begun from its weights, or "... from scratch". Neither is changed. data: images at a path, a
     tensor, (inputs, labels) or batches, as for lighten.compress; a part is held out to choose the
     best state by, and another, or `test`, to measure on. learn_from: the lesson, see
-    docs/concepts/losses.md; temperature: of its losses that do not say their own. tune: so many
+    docs/concepts/losses.md, "logits:1" without a word, or "outputs:1" where the teacher's outputs
+    are no logits; temperature: of its losses that do not say their own. tune: so many
     short trials choose temperature and weights. evaluate: called with the network, returns what
     counts, higher is better. export: "onnx" beside the weights. augment: "crop+flip" (for images,
     without a word), "crop+flip+cutmix", "flip", "none". mirrored: the teacher answers with the mean
@@ -162,10 +164,10 @@ def distill(
             "crop": crop, "devices": None if devices == 1 else devices,
         })  # fmt: skip
         return distill_language(
-            teacher, student, data, length=length, learn_from=learn_from, temperature=temperature,
-            tune=tune, test=test, export=export, window=512 if window is None else window,
-            batch=batch, how=how, multiple=multiple, samples=64 if samples is None else samples,
-            out=out,
+            teacher, student, data, length=length, learn_from=learn_from or LOGITS,
+            temperature=temperature, tune=tune, test=test, export=export,
+            window=512 if window is None else window, batch=batch, how=how, multiple=multiple,
+            samples=64 if samples is None else samples, out=out,
         )  # fmt: skip
     if window is not None:
         raise WrongUse(f"windows of {window} tokens are of text", "the teacher is a network")
@@ -190,6 +192,7 @@ def distill(
             asked.data.labels,
             evaluate,
             how.batch,
+            logits=not asked.lesson.numbers,
         )
         lesson, trials = _tuned(run, asked, begun.network, validation)
         taught, learning = _taught(run, asked, begun.network, lesson, validation)

@@ -31,7 +31,13 @@ Lessons = Annotated[
 Span = Annotated[
     str | None, typer.Option(help='"10epochs" or "500steps": the first of images, without a word.')
 ]
-LearnFrom = Annotated[str, typer.Option(help='"logits:1,hidden:0.1"; see docs/concepts/losses.md.')]
+LearnFrom = Annotated[
+    str | None,
+    typer.Option(
+        help='"logits:1,hidden:0.1"; without a word "logits:1", or "outputs:1" where outputs are no'
+        " logits; see docs/concepts/losses.md."
+    ),
+]
 Temperature = Annotated[float | None, typer.Option(help="Of the losses that do not say their own.")]
 Trials = Annotated[
     int | None, typer.Option(min=1, help="So many short trials choose temperature and weights.")

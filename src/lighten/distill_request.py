@@ -34,6 +34,7 @@ from lighten.students import StudentSpec
 from lighten.teach import Hyperparameters, batch_of, check_lesson
 from lighten.training_data import TrainingData, collected, training_data
 from lighten.tune import check_tunable
+from lighten.usual_lesson import check_outputs, check_student, lesson_for
 from lighten.watch import outputs_of
 
 _FEW = 8
@@ -85,6 +86,8 @@ class Request:
                 f" {[tuple(x.shape) for x in inputs]}: {type(error).__name__}: {error}",
                 "both are called with the same examples",
             ) from error
+        check_outputs(self.lesson, student)
+        check_student(student, self.teacher)
         course = self.data.course
         self.data.check(shown.shape[-1], "student")
         check_classes(self.samples.labels, shown.shape[-1], "what is measured on", "student")
@@ -98,8 +101,8 @@ class Request:
 
 
 def read(
-    teacher: Any, student: Any, data: Any, *, example_inputs: Any, length: str, learn_from: str,
-    temperature: float | None, trials: int | None, test: Any,
+    teacher: Any, student: Any, data: Any, *, example_inputs: Any, length: str,
+    learn_from: str | None, temperature: float | None, trials: int | None, test: Any,
     evaluate: Callable[[Any], float] | None, export: str | None, augment: str | None,
     how: Hyperparameters, multiple: int, teacher_weights: str | Path | None,
     student_weights: str | Path | None, size: int | None, mean: Any, std: Any, crop: Any,
@@ -107,10 +110,11 @@ def read(
 ) -> Request:  # fmt: skip
     """Read what a user wrote; raises UserError. See lighten.distill."""
     need_lightning()
-    span, lesson = Length.parse(length), Lesson.parse(learn_from, temperature)
-    spec = _spec(student)
+    span, spec = Length.parse(length), _spec(student)
+    written = None if learn_from is None else Lesson.parse(learn_from, temperature)
     if trials is not None:
-        check_tunable(lesson, trials)
+        if written is not None:
+            check_tunable(written, trials)
         if several(how.devices, how.accelerator):
             raise WrongUse(
                 f"trials run on one device, and devices={how.devices}",
@@ -130,6 +134,9 @@ def read(
         if example_inputs is None and size is None:
             example_inputs = _first(data)
     master = _opened("teacher", teacher, teacher_weights, example_inputs, size, how.seed)
+    lesson = lesson_for(written, master, temperature)
+    if trials is not None:
+        check_tunable(lesson, trials)
     learner: Network | StudentSpec = spec or _on(
         _opened("student", student, student_weights, master.inputs, None, how.seed), master.device
     )

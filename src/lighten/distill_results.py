@@ -3,7 +3,7 @@ chosen by."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +12,9 @@ from torch import Tensor
 from lighten import network_cost
 from lighten.distill_request import Request
 from lighten.errors import BadInput
+from lighten.heads import classes_last
 from lighten.network import Network
-from lighten.network_quality import compare_outputs, outputs, score_of
+from lighten.network_quality import all_outputs, compare_outputs, score_of
 from lighten.progress import stage
 from lighten.seen import IGNORED
 
@@ -27,7 +28,7 @@ def results(
     """{"teacher", "before", "after"}: sizes and quality; "learning", "trials"; notes, problems."""
     notes = [*taught.notes]
     with stage("measure"):
-        reference = outputs(asked.teacher, asked.samples.held_out, asked.how.batch)
+        reference = all_outputs(asked.teacher, asked.samples.held_out, asked.how.batch)
         columns = {
             "teacher": _measured(asked, asked.teacher, None, notes),
             "before": _measured(asked, begun, reference, notes),
@@ -50,7 +51,7 @@ def results(
 
 
 def _measured(
-    asked: Request, network: Network, reference: Tensor | None, notes: list[str]
+    asked: Request, network: Network, reference: Sequence[Tensor] | None, notes: list[str]
 ) -> dict[str, Any]:
     sizes: dict[str, Any] = {"parameters": network.parameters}
     try:
@@ -58,20 +59,28 @@ def _measured(
     except BadInput as error:
         notes.append(f"multiply-adds are not counted: {error.message}")
     x, labels = asked.samples.held_out, asked.samples.labels
-    ours = outputs(network, x, asked.how.batch)
-    if reference is not None and reference.shape != ours.shape:
+    ours = all_outputs(network, x, asked.how.batch)
+    if reference is not None and any(
+        y.shape != x.shape for y, x in zip(reference, ours, strict=False)
+    ):
         reference = None
     if labels is not None and not bool((labels != IGNORED).any()):
         labels = None
     if labels is not None:
         known = labels != IGNORED
-        labels, ours = labels[known], ours[known]
-        reference = None if reference is None else reference[known]
-    found = compare_outputs(ours, labels, reference).as_dict()
+        labels, ours = labels[known], tuple(y[known] for y in ours)
+        reference = None if reference is None else [y[known] for y in reference]
+    logits = _logits(asked, ours)
+    found = compare_outputs(ours, labels, reference, logits=logits or labels is not None).as_dict()
     facts = {**sizes, **{k: v for k, v in found.items() if k not in _HIDDEN}}
     if asked.evaluate is not None:
         facts["evaluate"] = score_of(asked.evaluate(network))
     return facts
+
+
+def _logits(asked: Request, ours: Sequence[Tensor]) -> bool:
+    """Whether outputs are measured as logits, as they are what the best state is chosen by."""
+    return not asked.lesson.numbers and all(classes_last(y).shape[-1] > 1 for y in ours)
 
 
 def worse(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:

@@ -72,11 +72,12 @@ def compress(
     callable on batches), returns what counts, higher is better. export: "onnx" or "checkpoint" of
     networks, "gguf" and others of language models. quantize, sparsity: see
     lighten.compress_network. recover: "10epochs" or "500steps" of learning what was lost back from
-    the model as it came; learn_from: the lesson, "logits:1" where none is given. rate, augment,
-    mirrored, optimizer: of networks, see lighten.recover. learn: of networks, "100steps" in which
-    the scales of their integers learn from the model as it came (learn_codes: the codes too); with
-    recover as many steps, but no more than 100, unless this says "none". even_columns: of language
-    models, columns of weights are scaled before they are rounded (see lighten.even_columns).
+    the model as it came; learn_from: the lesson, where none is given "logits:1", or "outputs:1"
+    of networks whose outputs are no logits. rate, augment, mirrored, optimizer: of networks, see
+    lighten.recover. learn: of networks, "100steps" in which the scales of their integers learn from
+    the model as it came (learn_codes: the codes too); with recover as many steps, but no more than
+    100, unless this says "none". even_columns: of language models, columns of weights are scaled
+    before they are rounded (see lighten.even_columns).
 
     also: of networks, another exporter whose file is written too, and named by the result.
 
@@ -116,14 +117,15 @@ def compress(
         from lighten.recover_stage import Recovery
         from lighten.scales_stage import Scales
         from lighten.training_data import collected
+        from lighten.usual_lesson import usual_lesson
 
         # once, for what is measured on must not be learned from
         data = collected(loaded(data, network, size=size, mean=mean, std=std, crop=crop))
         count, tested = SAMPLES["examples"] if samples is None else samples, test is not None
         if recover is not None:
             recovery = Recovery.of(
-                data, recover, learn_from, rate, augment, calibration=count, tested=tested,
-                seed=seed, mirrored=mirrored, optimizer=optimizer,
+                data, recover, learn_from or usual_lesson(network), rate, augment,
+                calibration=count, tested=tested, seed=seed, mirrored=mirrored, optimizer=optimizer,
             )  # fmt: skip
             recovery.check(network)
         scales = Scales.of(

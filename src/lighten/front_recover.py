@@ -24,7 +24,7 @@ def recover(
     data: Any,
     held_out: Any = None,
     length: str = "10epochs",
-    learn_from: str = "logits:1",
+    learn_from: str | None = None,
     rate: float | None = None,
     batch: int = BATCH,
     augment: str = "auto",

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lighten import network_cost
 from lighten.network import Network
-from lighten.network_quality import measure_network, outputs
+from lighten.network_quality import all_outputs, measure_network
 from lighten.precision import Bits, group_of
 from lighten.progress import stage
 from lighten.quantize_network import quantize as quantize_network
@@ -44,6 +44,8 @@ class Job:
     """Plan's JSON -> of which network what was made, in this process."""
     learned: int | None = None
     """Examples that integers learn from, None: they do not."""
+    logits: bool | None = None
+    """False where what is learned says that outputs are numbers; None: see measure_network."""
 
     @property
     def seen(self) -> Tensor:
@@ -97,17 +99,22 @@ def quality(
     job: Job, network: Callable[[Tensor], Any], keep: str | None = None, given: Any = None
 ) -> dict[str, Any]:
     """Against the original, on what was held out. keep: where in the run the outputs stay."""
-    reference = job.run.tensors(
-        "original/outputs", lambda: {"outputs": outputs(job.network, job.samples.held_out, BATCH)}
-    )["outputs"]
+    stored = job.run.tensors("original/outputs", lambda: _originals(job))
+    reference = [stored[name] for name in sorted(stored)]  # `outputs` comes first
     found = measure_network(
         network, job.samples.held_out, job.samples.labels, reference=reference,
-        evaluate=job.evaluate, size=BATCH,
+        evaluate=job.evaluate, logits=job.logits, size=BATCH,
     )  # fmt: skip
     if keep is not None and (kept := found.outputs) is not None:
         job.run.tensors(keep, lambda: {"outputs": kept}, given=given)
     hidden = ("examples", "reference_accuracy")
     return {k: v for k, v in found.as_dict().items() if k not in hidden}
+
+
+def _originals(job: Job) -> dict[str, Tensor]:
+    """What the original gives: `outputs`, and what is beside them."""
+    found = all_outputs(job.network, job.samples.held_out, BATCH)
+    return {"outputs" if not i else f"outputs.{i:03}": x for i, x in enumerate(found)}
 
 
 def runner(made: Network | Quantized) -> Callable[[Tensor], Any]:

@@ -30,6 +30,7 @@ from lighten.registry import transforms
 from lighten.samples import digest
 from lighten.trainable import Trainable, trainable
 from lighten.training_data import TrainingData
+from lighten.usual_lesson import lesson_for
 
 RATE = 2e-4
 """Of AdamW. With 3e-3 EfficientNet-Lite0 got worse on held-out images from the first steps on."""
@@ -51,7 +52,7 @@ class LearnedQuantized:
 
 def quantize_and_learn(
     network: Network, data: Tensor, make: Callable[[Tensor], Quantized], *,
-    length: str = "100steps", codes: bool = False, learn_from: str = "logits:1",
+    length: str = "100steps", codes: bool = False, learn_from: str | None = None,
     block_steps: int = 0, rate: float = RATE, augment: str = "auto", folder: Path | None = None,
     seed: int = 0,
 ) -> LearnedQuantized:  # fmt: skip
@@ -73,24 +74,25 @@ def quantize_and_learn(
 
 def learn_quantized(
     quantized: Quantized, teacher: Network, data: Tensor, *, length: str = "100steps",
-    codes: bool = False, learn_from: str = "logits:1", block_steps: int = 0, rate: float = RATE,
+    codes: bool = False, learn_from: str | None = None, block_steps: int = 0, rate: float = RATE,
     augment: str = "auto", folder: Path | None = None, seed: int = 0,
 ) -> LearnedQuantized:  # fmt: skip
     """Let steps and biases learn, with `codes` the codes too (quantization-aware training).
 
-    teacher: the float network. data: (count, ...); every fourth example is held out and should not
+    teacher: the float network. learn_from: the lesson; None: "logits:1", or "outputs:1" where
+    outputs are no logits. data: (count, ...); every fourth example is held out and should not
     have been calibrated on. block_steps: steps for each block before; its batch norms are folded
     then as quantize does it. folder: of checkpoints. `quantized` is not changed; what comes back is
     never worse on held-out data. Raises UserError.
     """
     _enough(data)
-    lesson = Lesson.parse(learn_from)
+    lesson = lesson_for(learn_from, teacher)
     at = held_quarter(len(data))
     held, blocks = data[at], list[Block]()
     judged = TrainingData(
         ImageCourse(data[~at], augment=_augmentation(data, augment)), held, None, "", digest(held)
     )
-    judge, made = Judge(teacher, judged), quantized
+    judge, made = Judge(teacher, judged, logits=not lesson.numbers), quantized
     start = judge(trainable(quantized, _mode(codes)))
     if block_steps > 0:
         dense = transforms["fold_batchnorm"](teacher, data)
@@ -120,7 +122,7 @@ def learned_twin(
     both on other data. judge: of `data`, where there is one already. mirrored: the teacher looks
     twice (lighten.mirrored). accept_broken: see lighten.learn.learn.
     """
-    judge = judge or Judge(teacher, data)
+    judge = judge or Judge(teacher, data, logits=not lesson.numbers)
     twin = trainable(made, _mode(codes))
     learned = learn(
         twin, teaching(teacher, lesson, mirrored), lesson, data.course, length=length, rate=rate,

@@ -12,7 +12,10 @@ Recover = Annotated[
 ]
 LearnFrom = Annotated[
     str | None,
-    typer.Option(help='What is learned from, "logits:1" without; see docs/concepts/losses.md.'),
+    typer.Option(
+        help='What is learned from, without a word "logits:1", or "outputs:1" where outputs are no'
+        " logits; see docs/concepts/losses.md."
+    ),
 ]
 Rate = Annotated[
     float | None, typer.Option(help="Highest learning rate of --recover, of a network.")

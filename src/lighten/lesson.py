@@ -15,16 +15,19 @@ import difflib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, get_type_hints
+from typing import Any, NamedTuple, get_type_hints
 
 import torch
 from torch import Tensor, nn
 
 from lighten.errors import WrongUse
 from lighten.registry import losses
+from lighten.seen import INSIDE, wide
 from lighten.seen import Loss as Loss
 from lighten.seen import Seen as Seen
-from lighten.seen import wide
+
+PROBABILITIES = frozenset({"logits", "decoupled", "topk", "labels"})
+"""Losses that take outputs for logits of classes."""
 
 _HINT = 'write "logits:1,hidden:0.1", with options "logits:1:temperature=4:direction=reverse"'
 
@@ -79,6 +82,11 @@ class Lesson:
         """
         terms = [_term(part.strip(), temperature) for part in text.split(",") if part.strip()]
         names = [term.name for term in terms]
+        if temperature is not None and not any(hasattr(t.loss, "temperature") for t in terms):
+            raise WrongUse(
+                f"a temperature of {temperature:g}, and nothing in `{text}` has one",
+                "`logits` and `decoupled` have; or leave the temperature out",
+            )
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise WrongUse(f"lesson `{text}` names `{twice[0]}` twice", "one weight for each loss")
@@ -98,6 +106,17 @@ class Lesson:
     def taught(self) -> bool:
         """Whether any loss looks at a teacher."""
         return any(term.loss.taught for term in self.terms if term.weight)
+
+    @property
+    def compares(self) -> bool:
+        """Whether any loss compares outputs, all of them, with the teacher's."""
+        return any(_compares(term.loss) for term in self.terms if term.weight)
+
+    @property
+    def numbers(self) -> bool:
+        """Whether outputs are learned from as numbers, and nothing takes them for logits."""
+        names = {term.name for term in self.terms if term.weight}
+        return "outputs" in names and not names & PROBABILITIES
 
     @property
     def ends(self) -> bool:
@@ -121,9 +140,9 @@ class Lesson:
                 continue
             with torch.random.fork_rng(devices=[]), _exact(device):
                 torch.manual_seed(seed)
-                made = begin(student, _there(term.name, teacher))
-            if made is not None:
-                found[term.name] = made.to(device)
+                for one in _views(term, student, _there(term.name, teacher), None):
+                    if (made := begin(one.student, one.teacher)) is not None:
+                        found[one.name] = made.to(device)
         return Parts(self, found)
 
     def __call__(
@@ -134,6 +153,10 @@ class Lesson:
         parts: Mapping[str, nn.Module] | nn.ModuleDict | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """(weighted sum, loss -> its own value, detached): scalars, means over the batch.
+
+        Of several outputs, what looks at outputs alone compares each with the teacher's in its
+        place, and its value is the mean. labels are of the first; what asks for them of another
+        gets the class that the teacher finds likeliest there.
 
         parts: what `start` gave. Computed in float32 under autocast too; the teacher gets no
         gradient. Raises WrongUse (shapes that do not go together), BadInput (labels out of range).
@@ -147,12 +170,43 @@ class Lesson:
                 if not term.weight:
                     continue
                 shown = _there(term.name, teacher) if term.loss.taught else student
-                own = parts[term.name] if parts is not None and term.name in parts else None
-                value = term.loss(student, shown, labels, own)
+                found = [
+                    term.loss(one.student, one.teacher, one.labels, _own(parts, one.name))
+                    for one in _views(term, student, shown, labels)
+                ]
+                value = found[0] if len(found) == 1 else torch.stack(found).mean()
                 values[term.name] = value.detach()
                 total = term.weight * value if total is None else total + term.weight * value
         assert total is not None
         return total, values
+
+
+class _View(NamedTuple):
+    """What a loss is shown of one output. name: of what it trains beside the student."""
+
+    name: str
+    student: Seen
+    teacher: Seen
+    labels: Tensor | None
+
+
+def _views(term: Term, student: Seen, teacher: Seen, labels: Tensor | None) -> list[_View]:
+    """One for each output that the loss compares, as far as both networks have them."""
+    found = [_View(term.name, student, teacher, labels)]
+    if not _compares(term.loss):
+        return found
+    for i, (s, t) in enumerate(zip(student.others, teacher.others, strict=False), 1):
+        target = t.argmax(-1) if "labels" in term.loss.needs else None
+        found.append(_View(f"{term.name}_{i}", Seen(s), Seen(t), target))
+    return found
+
+
+def _compares(loss: Loss) -> bool:
+    return bool(loss.taught) and not loss.needs & INSIDE
+
+
+def _own(parts: Mapping[str, nn.Module] | nn.ModuleDict | None, name: str) -> nn.Module | None:
+    return parts[name] if parts is not None and name in parts else None
 
 
 def _exact(device: torch.device) -> torch.autocast:

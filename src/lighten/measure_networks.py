@@ -17,7 +17,7 @@ from torch import Tensor
 from lighten import network_cost
 from lighten.errors import WrongUse
 from lighten.loaders import check_finite, known
-from lighten.network_quality import measure_network, outputs
+from lighten.network_quality import all_outputs, measure_network
 from lighten.progress import stage
 from lighten.samples import HELD_OUT, gathered
 
@@ -62,7 +62,7 @@ def measure_networks(
             _check(side, x)
     check_finite(x)
     with stage("measure"):
-        reference = None if other is None else outputs(other.run, x, BATCH)
+        reference = None if other is None else all_outputs(other.run, x, BATCH)
         found = measure_network(mine.run, x, labels, reference=reference, size=BATCH).as_dict()
     facts: dict[str, Any] = {
         "model": mine.name,
@@ -118,15 +118,16 @@ class Batches:
     session: Callable[[Tensor], list[Tensor]]
     size: int | None
 
-    def __call__(self, x: Tensor) -> Tensor:
+    def __call__(self, x: Tensor) -> list[Tensor]:
         if self.size is None:
-            return self.session(x)[0]
+            return self.session(x)
         found = []
         for part in torch.split(x, self.size):
             missing = self.size - len(part)
             whole = torch.cat([part, part[-1:].expand(missing, *part.shape[1:])])
-            found.append(self.session(whole)[0][: len(part)])
-        return torch.cat(found)
+            # what is no output for each example is passed over by who measures
+            found.append([y[: len(part)] if y.ndim else y for y in self.session(whole)])
+        return [torch.cat(ys) if ys[0].ndim else ys[0] for ys in zip(*found, strict=True)]
 
 
 def _check(side: Subject, x: Tensor) -> None:

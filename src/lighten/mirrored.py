@@ -18,36 +18,39 @@ from lighten.course import ImageCourse
 from lighten.errors import WrongUse
 from lighten.lesson import Lesson
 from lighten.network import Network
-from lighten.watch import outputs_of
-
-INSIDE = frozenset({"hidden", "attention"})
+from lighten.seen import INSIDE
+from lighten.watch import every_output
 
 
 class Mirrored(nn.Module):
-    """images (batch, channels, h, w) -> logits (batch, classes), of both views the mean."""
+    """images (batch, channels, h, w) -> logits (batch, classes), of both views the mean; of a
+    network with several outputs a tuple of them."""
 
     def __init__(self, teacher: nn.Module) -> None:
         super().__init__()
         self.teacher = teacher
 
-    def forward(self, images: Tensor) -> Tensor:
-        return (outputs_of(self.teacher(images)) + outputs_of(self.teacher(images.flip(-1)))) / 2
+    def forward(self, images: Tensor) -> Tensor | tuple[Tensor, ...]:
+        seen = [every_output(self.teacher(x)) for x in (images, images.flip(-1))]
+        found = tuple((one + other) / 2 for one, other in zip(*seen, strict=True))
+        return found if len(found) > 1 else found[0]
 
 
 def mirrors(asked: bool | None, teacher: Network, lesson: Lesson, course: ImageCourse) -> bool:
     """Whether the teacher looks twice. asked: None: where that makes sense.
 
     It does where images are mirrored, where its logits are of the whole image, and where the lesson
-    looks at nothing inside. Raises WrongUse where that was asked for and does not hold.
+    looks at nothing inside. Numbers may be others in a mirror (an angle, a place): that it looks
+    twice for those has to be asked for. Raises WrongUse where that was and does not hold.
     """
-    if asked is False or not lesson.taught:
+    if asked is False or not lesson.taught or (asked is None and lesson.numbers):
         return False
     why = ""
     if not course.mirrored:
         why = f"augment is `{course.augment}`, which mirrors no image"
     elif lesson.needs & INSIDE:
         why = f"`{lesson}` looks at places inside the networks, which are other ones in a mirror"
-    elif _dimensions(teacher) != 2:
+    elif not _of_the_whole(teacher):
         why = "the teacher says something of each place of an image, not one thing of the whole"
     if why and asked:
         raise WrongUse(f"a teacher of mirror images cannot be: {why}", "leave `mirrored` out")
@@ -55,5 +58,6 @@ def mirrors(asked: bool | None, teacher: Network, lesson: Lesson, course: ImageC
 
 
 @torch.no_grad()
-def _dimensions(teacher: Network) -> int:
-    return outputs_of(teacher(*(x[:1] for x in teacher.inputs))).dim()
+def _of_the_whole(teacher: Network) -> bool:
+    found = every_output(teacher(*(x[:1] for x in teacher.inputs)))
+    return all(x.dim() == 2 for x in found)

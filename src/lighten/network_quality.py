@@ -8,7 +8,7 @@ the same ones for both networks.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from lighten.errors import BadInput, BadOutput, WrongUse
+from lighten.heads import beside, classes_last, first_of
 from lighten.intervals import Array, Estimate, Statistic, bootstrap
 from lighten.loaders import known
 from lighten.network import batches
@@ -33,6 +34,9 @@ class NetworkQuality:
     accuracy, reference_accuracy, top1: shares. accuracy_change: this minus the reference's. kld_*:
     KL(reference || this) in nats. sqnr: of all outputs, in dB, 200 where there is no noise.
     relative_error: root of noise over signal. evaluate: what the user's own function says.
+
+    Of a network with several outputs accuracy is of the first, `outputs` too; all else is the mean
+    over them (of relative_error, before the root).
     """
 
     examples: int
@@ -74,11 +78,19 @@ def outputs(
 ) -> Tensor:
     """What a network gives on all of `data`: (count, ...) float32 on the CPU; its first output
     where it has several. Raises WrongUse where it gives no tensor, BadInput without data."""
+    return all_outputs(network, data, size)[0]
+
+
+@torch.no_grad()
+def all_outputs(
+    network: Callable[[Tensor], Any], data: Tensor | Iterable[Any], size: int = 64
+) -> tuple[Tensor, ...]:
+    """The same of every output, the first one first."""
     device = getattr(network, "device", torch.device("cpu"))
-    found = [_first(network(x)) for x in batches(data, size, device)]
+    found = [_every(network(x)) for x in batches(data, size, device)]
     if not found:
         raise BadInput("there is no example to measure on", "give some data")
-    return torch.cat(found)
+    return tuple(torch.cat(parts) for parts in zip(*found, strict=False))
 
 
 def measure_network(
@@ -86,7 +98,7 @@ def measure_network(
     data: Tensor | Iterable[Any],
     labels: Tensor | None = None,
     *,
-    reference: Callable[[Tensor], Any] | Tensor | None = None,
+    reference: Callable[[Tensor], Any] | Tensor | Sequence[Tensor] | None = None,
     evaluate: Callable[[Any], float] | None = None,
     logits: bool | None = None,
     size: int = 64,
@@ -96,15 +108,13 @@ def measure_network(
     """Run a network over `data` (count, ...) or batches of it, in batches of `size`, and compare.
 
     labels: (count,) classes, -100 where there is none. reference: another network, or what it gave
-    on the same data (`outputs`). evaluate: called with the network instead of counting right
-    answers, returns what counts. logits: whether outputs are logits; unless told, where they are
-    (count, classes). `data` that can be gone through only once needs a reference that is a tensor.
-    Raises UserError.
+    on the same data (`outputs`, `all_outputs`). evaluate: called with the network instead of
+    counting right answers, returns what counts. logits: whether outputs are logits, their classes
+    last, or second of 4 and 5 dimensions; unless told, where they are (count, classes). `data` that
+    can be gone through only once needs a reference that is a tensor. Raises UserError.
     """
-    ours = outputs(network, data, size)
-    theirs = reference
-    if theirs is not None and not isinstance(theirs, Tensor):
-        theirs = outputs(theirs, data, size)
+    ours = all_outputs(network, data, size)
+    theirs = all_outputs(reference, data, size) if callable(reference) else reference
     if evaluate is not None:
         labels = None
     found = compare_outputs(ours, labels, theirs, logits=logits, seed=seed, resamples=resamples)
@@ -114,55 +124,60 @@ def measure_network(
 
 
 def compare_outputs(
-    ours: Tensor,
+    ours: Tensor | Sequence[Tensor],
     labels: Tensor | None = None,
-    reference: Tensor | None = None,
+    reference: Tensor | Sequence[Tensor] | None = None,
     *,
     logits: bool | None = None,
     seed: int = 0,
     resamples: int = 1000,
 ) -> NetworkQuality:
-    """The same from outputs (count, ...) that are there already.
+    """The same from outputs (count, ...) that are there already: of one, or of several in order.
 
-    KL(p || q) = Σ p log(p / q), p the reference's probabilities; SQNR = Σ r² / Σ (r - o)² over all
-    outputs of all examples, in dB. Accuracy is that of the examples with a label: -100 marks what
+    KL(p || q) = Σ p log(p / q), p the reference's probabilities, the mean over positions where
+    there are any; SQNR = Σ r² / Σ (r - o)² over all outputs of all examples, in dB. KL is there
+    where all outputs are logits. Accuracy is that of the examples with a label: -100 marks what
     has none. Raises WrongUse for shapes that do not fit, BadInput for labels
     that are no class, BadOutput for outputs that are not finite.
     """
-    ours, theirs = _flat(ours), None if reference is None else _flat(reference)
+    mine, theirs = _flats(ours), None if reference is None else _flats(reference)
+    first, plain = mine[0], all(x.ndim == 2 and x.shape[1] > 1 for x in mine)
     if logits is None:
-        logits = labels is not None or (ours.ndim == 2 and ours.shape[1] > 1)
-    if logits and (ours.ndim != 2 or ours.shape[1] < 2):
+        logits = labels is not None or plain
+    if logits and (classes_last(first).shape[-1] < 2 or (labels is not None and first.ndim != 2)):
         raise WrongUse(
-            f"outputs of shape {tuple(ours.shape[1:])} are no logits of classes",
+            f"outputs of shape {tuple(first.shape[1:])} are no logits of classes",
             "measure without labels, or with a function of your own: evaluate",
         )
-    _finite("network", ours)
+    for x in mine:
+        _finite("network", x)
     statistics: dict[str, Statistic] = {}
     labelled: dict[str, Statistic] = {}  # drawn from the examples with a label alone
     labels = known(labels)
     if labels is not None:
-        right = _right(ours, labels)
+        right = _right(first, labels)
         labelled["accuracy"] = lambda i: right[i].mean()
     if theirs is not None:
-        if theirs.shape != ours.shape:
-            raise WrongUse(
-                f"the network gives {tuple(ours.shape)}, its reference {tuple(theirs.shape)}",
-                "both must run on the same data and give outputs of one shape",
-            )
-        _finite("reference", theirs)
-        statistics |= _noise(ours, theirs)
-        if logits:
-            statistics |= _divergence(ours, theirs)
+        pairs = list(zip(mine, theirs, strict=False))
+        for x, y in pairs:
+            if x.shape != y.shape:
+                raise WrongUse(
+                    f"the network gives {tuple(x.shape)}, its reference {tuple(y.shape)}",
+                    "both must run on the same data and give outputs of one shape",
+                )
+            _finite("reference", y)
+        statistics |= _noise(pairs)
+        if logits and all(classes_last(x).shape[-1] > 1 for x, _ in pairs):
+            statistics |= _divergence(pairs)
         if labels is not None:
-            before = _right(theirs, labels)
+            before = _right(theirs[0], labels)
             labelled["reference_accuracy"] = lambda i: before[i].mean()
             labelled["accuracy_change"] = lambda i: right[i].mean() - before[i].mean()
-    found = bootstrap(statistics, len(ours), resamples=resamples, seed=seed) if statistics else {}
+    found = bootstrap(statistics, len(first), resamples=resamples, seed=seed) if statistics else {}
     if labels is not None:
         found |= bootstrap(labelled, len(right), resamples=resamples, seed=seed)
     return NetworkQuality(
-        len(ours),
+        len(first),
         accuracy=found.get("accuracy"),
         reference_accuracy=found.get("reference_accuracy"),
         accuracy_change=found.get("accuracy_change"),
@@ -171,19 +186,28 @@ def compare_outputs(
         kld_p99=found.get("kld_p99"),
         sqnr=found.get("sqnr"),
         relative_error=found.get("relative_error"),
-        outputs=ours,
+        outputs=first,
     )
 
 
-def _noise(ours: Tensor, theirs: Tensor) -> dict[str, Statistic]:
+_Pairs = Sequence[tuple[Tensor, Tensor]]
+"""Each output of a network, and the reference's."""
+
+
+def _noise(pairs: _Pairs) -> dict[str, Statistic]:
     """Signal over noise; sums of each example are drawn again, not single outputs."""
-    r, o = theirs.flatten(1).double(), ours.flatten(1).double()
-    signal, noise = _array(r.square().sum(1)), _array((r - o).square().sum(1))
+    sums = []
+    for ours, theirs in pairs:
+        r, o = theirs.flatten(1).double(), ours.flatten(1).double()
+        sums.append((_array(r.square().sum(1)), _array((r - o).square().sum(1))))
 
     def ratio(i: Any) -> float:
-        power, error = float(signal[i].sum()), float(noise[i].sum())
-        # Without a signal any noise is as large as can be, and none is none.
-        return max(error / power, _FLOOR) if power else (1 / _FLOOR if error else _FLOOR)
+        total = 0.0
+        for signal, noise in sums:
+            power, error = float(signal[i].sum()), float(noise[i].sum())
+            # Without a signal any noise is as large as can be, and none is none.
+            total += max(error / power, _FLOOR) if power else (1 / _FLOOR if error else _FLOOR)
+        return total / len(sums)
 
     def relative(i: Any) -> float:
         found = ratio(i)
@@ -192,21 +216,35 @@ def _noise(ours: Tensor, theirs: Tensor) -> dict[str, Statistic]:
     return {"sqnr": lambda i: -10 * math.log10(ratio(i)), "relative_error": relative}
 
 
-def _divergence(ours: Tensor, theirs: Tensor) -> dict[str, Statistic]:
-    """KL divergence in nats and agreement on the likeliest class."""
-    parts = []
-    for start in range(0, len(ours), _ROWS):
-        rows = slice(start, start + _ROWS)
-        p = theirs[rows].double().log_softmax(1)
-        q = ours[rows].double().log_softmax(1)
-        parts.append((p.exp() * (p - q)).sum(1).clamp_min(0))
-    kld = _array(torch.cat(parts))
-    same = _array(ours.argmax(1) == theirs.argmax(1))
+def _divergence(pairs: _Pairs) -> dict[str, Statistic]:
+    """KL divergence in nats and agreement on the likeliest class, of each example."""
+    klds, sames = [], []
+    for ours, theirs in pairs:
+        parts = []
+        ours, theirs = classes_last(ours), classes_last(theirs)
+        size = max(1, _ROWS // max(1, ours.shape[1:-1].numel()))
+        for start in range(0, len(ours), size):
+            rows = slice(start, start + size)
+            p = theirs[rows].double().log_softmax(-1)
+            q = ours[rows].double().log_softmax(-1)
+            parts.append(_each((p.exp() * (p - q)).sum(-1).clamp_min(0)))
+        klds.append(_array(torch.cat(parts)))
+        sames.append(_array(_each((ours.argmax(-1) == theirs.argmax(-1)).double())))
+    kld, same = _mean(klds), _mean(sames)
     return {
         "top1": lambda i: same[i].mean(),
         "kld_mean": lambda i: kld[i].mean(),
         "kld_p99": lambda i: float(np.quantile(kld[i], 0.99)),
     }
+
+
+def _each(x: Tensor) -> Tensor:
+    """(count,): of each example the mean over its positions."""
+    return x.flatten(1).mean(1) if x.ndim > 1 else x
+
+
+def _mean(found: Sequence[Array]) -> Array:
+    return found[0] if len(found) == 1 else np.stack(found).mean(0)
 
 
 def _right(logits: Tensor, labels: Tensor) -> Array:
@@ -226,19 +264,28 @@ def _right(logits: Tensor, labels: Tensor) -> Array:
     return _array(logits.argmax(1) == labels)
 
 
-def _first(found: Any) -> Tensor:
-    """The first tensor of what a network returned, float32 on the CPU."""
-    if isinstance(found, Mapping) and found:
-        found = found.get("logits", next(iter(found.values())))
-    elif isinstance(found, tuple | list) and found:
-        found = found[0]
-    if isinstance(found, np.ndarray):
-        found = torch.from_numpy(found)
-    if not isinstance(found, Tensor):
-        raise WrongUse(f"a network gave a {type(found).__name__}, not a tensor")
-    if not found.ndim:
+def _every(found: Any) -> list[Tensor]:
+    """The outputs in what a network returned, the first one first, float32 on the CPU."""
+    if isinstance(found, Mapping):
+        found = {key: _tensor(x) for key, x in found.items()}
+    else:
+        found = [_tensor(x) for x in found] if isinstance(found, tuple | list) else _tensor(found)
+    first = first_of(found)
+    if first is None and found:  # names that say nothing of logits
+        first = next(iter(found.values())) if isinstance(found, Mapping) else found[0]
+    if not isinstance(first, Tensor):
+        raise WrongUse(f"a network gave a {type(first).__name__}, not a tensor")
+    if not first.ndim:
         raise WrongUse("a network gave one number for a whole batch", "one output an example")
-    return found.detach().float().cpu()
+    return [x.detach().float().cpu() for x in (first, *beside(found, first))]
+
+
+def _tensor(x: Any) -> Any:
+    return torch.from_numpy(x) if isinstance(x, np.ndarray) else x
+
+
+def _flats(found: Tensor | Sequence[Tensor]) -> list[Tensor]:
+    return [_flat(x) for x in ([found] if isinstance(found, Tensor) else found)]
 
 
 def _flat(x: Tensor) -> Tensor:

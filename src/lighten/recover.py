@@ -16,20 +16,22 @@ from torch import Tensor, nn
 
 from lighten.errors import BadInput, UserError, WrongUse
 from lighten.graph_norms import has_norms, learning_norms
+from lighten.heads import classes_last
 from lighten.intervals import standard_error
 from lighten.learn import Learned, learn
 from lighten.learning_numbers import check_numbers
 from lighten.length import Length
 from lighten.lesson import Lesson
-from lighten.mirrored import INSIDE, Mirrored, mirrors
+from lighten.mirrored import Mirrored, mirrors
 from lighten.network import Network
-from lighten.network_quality import measure_network, outputs
+from lighten.network_quality import all_outputs, measure_network
 from lighten.optimizers import usual_rate
 from lighten.progress import note
 from lighten.registry import transforms
 from lighten.samples import Samples
-from lighten.seen import IGNORED
+from lighten.seen import IGNORED, INSIDE
 from lighten.training_data import TrainingData, of_samples
+from lighten.usual_lesson import check_student, lesson_for
 from lighten.weight_masks import WeightMasks
 
 BATCH = 128
@@ -72,7 +74,7 @@ def recover(
     data: TrainingData | Samples,
     *,
     length: str | Length = "10epochs",
-    learn_from: str | Lesson = "logits:1",
+    learn_from: str | Lesson | None = None,
     rate: float | None = None,
     batch: int = BATCH,
     optimizer: str = "sgd",
@@ -94,8 +96,11 @@ def recover(
     """Let a network learn to do what its teacher does; it never comes back worse on held-out data.
 
     Norms over the batch see batches and learn their statistics, as when a network is trained.
-    data: without labels the best state is that of least KL divergence from the teacher, with labels
-    that of highest accuracy. masks: weight -> bool, of its shape; what is False stays zero.
+    learn_from: the lesson; None: "logits:1", or "outputs:1" where outputs are no logits (see
+    lighten.usual_lesson). data: without labels the best state is that of least KL divergence from
+    the teacher, or of least relative error where outputs are no logits, over all outputs of a
+    network that has several; with labels, which are of its first output, that of highest accuracy.
+    masks: weight -> bool, of its shape; what is False stays zero.
 
     The original was most often trained on the same data as it now teaches on: what it remembers of
     it, held out here or not, the state that was given still has, and looks better by. Where other
@@ -110,7 +115,8 @@ def recover(
     """
     check_numbers(rate=rate, batch=batch, accumulate=accumulate, patience=patience, average=average,
                   clip=clip)  # fmt: skip
-    lesson = Lesson.parse(learn_from) if isinstance(learn_from, str) else learn_from
+    lesson = lesson_for(learn_from, teacher)
+    check_student(network, teacher)
     data = of_samples(data) if isinstance(data, Samples) else data
     data.course.check(lesson.needs)
     for who, each in (("teacher", teacher), ("network", network)):
@@ -129,7 +135,7 @@ def recover(
         parameter.requires_grad_(True)
     twice = mirrors(mirrored, teacher, lesson, data.course)
     held = [] if not masks else [WeightMasks(module, masks)]
-    evaluate = Judge(teacher, data)
+    evaluate = Judge(teacher, data, logits=not lesson.numbers)
     with learning_norms(module):
         learned = learn(
             module, teaching(teacher, lesson, twice), lesson, data.course, length=length,
@@ -179,22 +185,24 @@ class Judge:
     divergence from the teacher, or where outputs are no logits minus the relative error.
 
     Labels that are no class of the teacher are refused (BadInput), those to learn from as well; an
-    example without one, -100, counts for no accuracy. Of equal accuracy, less KL divergence is
-    better: it counts for less than half an example.
+    example without one, -100, counts for no accuracy. Accuracy is of the first output, the others
+    the mean over all. Of equal accuracy, less KL divergence is better: it counts for less than half
+    an example. logits: whether outputs with classes (second of 4 and 5 dimensions, else last) are
+    logits of them.
     """
 
-    def __init__(self, teacher: Network, data: TrainingData) -> None:
+    def __init__(self, teacher: Network, data: TrainingData, logits: bool = True) -> None:
         self.data = data
-        self.reference = outputs(teacher, data.held_out, BATCH)
-        classes = self.reference.flatten(1).shape[1]
-        self.measure = "accuracy" if data.labels is not None else "mean_kld"
-        if self.reference.ndim != 2 or classes < 2:
-            self.measure = "relative_error"
-        else:
-            data.check(classes)
-        self.count = len(data.held_out)
-        if self.measure == "accuracy" and data.labels is not None:
+        self.reference = all_outputs(teacher, data.held_out, BATCH)
+        first = self.reference[0]
+        self.measure, self.count = "relative_error", len(data.held_out)
+        if first.ndim == 2 and first.shape[1] > 1:
+            data.check(first.shape[1])
+        if data.labels is not None and first.ndim == 2 and first.shape[1] > 1:
+            self.measure = "accuracy"
             self.count = int((data.labels != IGNORED).sum())
+        elif logits and all(classes_last(x).shape[-1] > 1 for x in self.reference):
+            self.measure = "mean_kld"
 
     def __call__(self, module: nn.Module) -> float:
         device = next(module.parameters()).device
@@ -202,14 +210,15 @@ class Judge:
         found = measure_network(
             network, self.data.held_out,
             self.data.labels if self.measure == "accuracy" else None,
-            reference=self.reference, size=BATCH, resamples=1,
+            reference=self.reference, logits=self.measure != "relative_error", size=BATCH,
+            resamples=1,
         ).as_dict()  # fmt: skip
         values: Any = found
         number = float(values[self.measure]["value"])
         if self.measure != "accuracy":
             return -number
-        kld = float(values["mean_kld"]["value"])
-        return number - 0.5 * kld / (1 + kld) / self.count
+        near = float(values["mean_kld" if "mean_kld" in values else "relative_error"]["value"])
+        return number - 0.5 * near / (1 + near) / self.count
 
     def margin(self, value: float) -> float:
         """By how much chance alone may move a value: one standard error of an accuracy, else 0."""

@@ -33,8 +33,9 @@ from lighten.recover import recover
 from lighten.sparse import nearest
 from lighten.training_data import TrainingData, training_data
 from lighten.types import Compressed
+from lighten.usual_lesson import check_outputs
 
-LEARN_FROM, OPTIMIZER = "logits:1", "sgd"
+OPTIMIZER = "sgd"
 
 _SHOWN = ("accuracy", "evaluate", "top1_agreement", "mean_kld", "relative_error")
 
@@ -54,7 +55,7 @@ class Recovery:
 
     @classmethod
     def of(
-        cls, data: Any, length: str, learn_from: str | None, rate: float | None,
+        cls, data: Any, length: str, learn_from: str, rate: float | None,
         augment: str | None, *, calibration: int, tested: bool, seed: int = 0, source: str = "",
         mirrored: bool | None = None, optimizer: str | None = None,
     ) -> Recovery:  # fmt: skip
@@ -65,7 +66,7 @@ class Recovery:
         lighten.recover.recover.
         """
         need_lightning()
-        span, lesson = Length.parse(length), Lesson.parse(learn_from or LEARN_FROM)
+        span, lesson = Length.parse(length), Lesson.parse(learn_from)
         _ = usual_rate(optimizer or OPTIMIZER)  # is there such a one?
         check_numbers(rate=rate)
         found = training_data(
@@ -79,6 +80,7 @@ class Recovery:
     def check(self, network: Network) -> None:
         """Raises WrongUse where this network cannot teach as it is asked to, BadInput for labels
         that are no class of it."""
+        check_outputs(self.lesson, network)
         self.looks_twice(network)
         found = outputs(network, network.inputs[0][:1])
         if found.ndim == 2 and found.shape[1] > 1:

@@ -20,19 +20,19 @@ from torch import Tensor
 from lighten import network_results
 from lighten.atomic import sha256
 from lighten.devices import need_lightning
-from lighten.errors import WrongUse
 from lighten.job import Job, quality, runner
 from lighten.learn_quantized import learned_twin
 from lighten.learn_state import remove_states
 from lighten.length import Length
 from lighten.lesson import Lesson
 from lighten.network import Network
-from lighten.network_quality import outputs
 from lighten.progress import note, stage
 from lighten.quantized import Quantized
-from lighten.recover_stage import LEARN_FROM, Recovery, row, score
+from lighten.recover_stage import Recovery, row, score
+from lighten.seen import INSIDE
 from lighten.trainable import trainable
 from lighten.training_data import TrainingData, training_data
+from lighten.usual_lesson import lesson_for, returned
 
 STEPS = 100
 """Of a recovery that says nothing of scales: as many as it has itself, but no more than these."""
@@ -69,16 +69,9 @@ class Scales:
         if learn == NONE or (learn is None and recovery is None):
             return None
         need_lightning()
-        found = outputs(network, network.inputs[0][:1])
-        if found.ndim != 2 or found.shape[1] < 2:
-            said = f"outputs of {tuple(found.shape[1:])} numbers are no logits"
-            if learn is not None:
-                raise WrongUse(f"{said}, and integers learn from these", "leave --learn out")
-            note(f"{said}: integers, where there are any, stay as they are rounded")
-            return None
-        lesson = Lesson.parse(learn_from or LEARN_FROM)
-        if lesson.needs & {"hidden", "attention"}:
-            lesson = Lesson.parse(LEARN_FROM)  # a graph of integers has no modules to look at
+        lesson = lesson_for(learn_from, network)
+        if lesson.needs & INSIDE:
+            lesson = lesson_for(None, network)  # a graph of integers has no modules to look at
         if recovery is not None:
             data = recovery.data
         else:
@@ -87,7 +80,9 @@ class Scales:
                 source=source,
             )  # fmt: skip
         data.course.check(lesson.needs)
-        data.check(found.shape[1])
+        first = returned(network)[0]
+        if first.dim() == 2 and first.shape[1] > 1:
+            data.check(first.shape[1])
         length = Length.parse(learn) if learn is not None else _suggested(recovery, data)
         held = data.held_out[:HELD]
         return cls(

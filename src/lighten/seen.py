@@ -17,6 +17,9 @@ from torch.nn import functional as F
 
 from lighten.errors import BadInput, WrongUse
 
+INSIDE = frozenset({"hidden", "attention"})
+"""What losses need of places within the networks."""
+
 IGNORED = -100
 """A label that stands for none, as in torch and transformers."""
 
@@ -28,12 +31,14 @@ class Seen:
     outputs: (batch, ..., classes), logits. hidden: place -> (batch, ...), in order of depth.
     attention: place -> (batch, heads, queries, keys), rows that sum to 1. indices: where a teacher
     was stored as its k likeliest classes: (batch, ..., k), and outputs are their log-probabilities.
+    others: of a network with several outputs, those beside the first, each (batch, ..., classes).
     """
 
     outputs: Tensor
     hidden: Mapping[str, Tensor] = field(default_factory=dict)
     attention: Mapping[str, Tensor] = field(default_factory=dict)
     indices: Tensor | None = None
+    others: tuple[Tensor, ...] = ()
 
     def each(self, change: Callable[[Tensor], Tensor]) -> Seen:
         """The same with every floating tensor changed."""
@@ -42,6 +47,7 @@ class Seen:
             outputs=change(self.outputs),
             hidden={name: change(x) for name, x in self.hidden.items()},
             attention={name: change(x) for name, x in self.attention.items()},
+            others=tuple(change(x) for x in self.others),
         )
 
 
@@ -90,6 +96,23 @@ def same_outputs(student: Seen, teacher: Seen) -> tuple[Tensor, Tensor]:
     return rows(s), rows(t)
 
 
+def same_logits(student: Seen, teacher: Seen, loss: str) -> tuple[Tensor, Tensor]:
+    """The same for a loss that compares classes; raises WrongUse where there is one alone, of
+    which every network is equally sure."""
+    s, t = same_outputs(student, teacher)
+    if s.shape[-1] < 2:
+        raise WrongUse(*no_classes(loss))
+    return s, t
+
+
+def no_classes(loss: str) -> tuple[str, str]:
+    """What to say where outputs have one class, which is a number: there is nothing to compare."""
+    return (
+        f"`{loss}` compares classes, and an output has one number where these would be",
+        'learn from the number: "outputs:1"',
+    )
+
+
 def rows(x: Tensor) -> Tensor:
     """(rows, last dimension)."""
     return x.reshape(-1, x.shape[-1])
@@ -118,6 +141,8 @@ def checked_labels(outputs: Tensor, labels: Tensor | None, loss: str) -> Tensor:
             f"one integer for each of {tuple(outputs.shape[:-1])}",
         )
     classes = outputs.shape[-1]
+    if classes < 2:
+        raise WrongUse(*no_classes(loss))
     flat = labels.reshape(-1).to(outputs.device, torch.int64)
     wrong = (flat != IGNORED) & ((flat < 0) | (flat >= classes))
     if bool(wrong.any()):

@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from lighten.errors import WrongUse
 from lighten.lesson import Lesson, Parts, Seen
-from lighten.watch import Watch, outputs_of, pairs, watch
+from lighten.watch import Watch, others_of, outputs_of, pairs, watch
 
 
 class Showing:
@@ -60,7 +60,9 @@ class Showing:
         with self.autocast():
             if self._of_teacher is None:
                 found = self.teacher(inputs)
-                return found if isinstance(found, Seen) else Seen(outputs_of(found))
+                if isinstance(found, Seen):
+                    return found
+                return Seen(outputs_of(found), others=others_of(found))
             seen = self._of_teacher(inputs)
         # by the student's names, in its order
         return replace(seen, hidden={s: seen.hidden[t] for s, t in self._places})
@@ -80,7 +82,7 @@ class Shown(nn.Module):
     def forward(self, inputs: Any) -> dict[str, Any]:
         seen = self.see(inputs)
         shown = {"outputs": seen.outputs, "hidden": dict(seen.hidden),
-                 "attention": dict(seen.attention)}  # fmt: skip
+                 "attention": dict(seen.attention), "others": tuple(seen.others)}  # fmt: skip
         if not self.spread:
             return shown
         own: dict[str, Any] = tree_map_only(

@@ -20,11 +20,9 @@ import torch
 from torch import Tensor, fx, nn
 
 from lighten.errors import BadInput, WrongUse
+from lighten.heads import LOGITS, beside, classes_last, first_of
 from lighten.places import ends_of, graphs_in, places
 from lighten.seen import Seen, by_depth
-
-LOGITS = ("logits", "out", "last_hidden_state")
-"""Where outputs with names have their logits (features, where there are none), in this order."""
 
 
 def watch(module: nn.Module, names: Iterable[str] = (), attention: bool = False) -> Watch:
@@ -103,7 +101,8 @@ class Watch:
                     f"no module of {type(self.module).__name__} returns attention maps",
                     'load transformers models with attn_implementation="eager"',
                 )
-        return Seen(outputs_of(outputs), {name: hidden[name] for name in self.names}, maps)
+        first, others = outputs_of(outputs), others_of(outputs)
+        return Seen(first, {name: hidden[name] for name in self.names}, maps, others=others)
 
     def _begin(self) -> None:
         modules = dict(self.module.named_modules())
@@ -186,26 +185,32 @@ class Watch:
 def outputs_of(output: Any) -> Tensor:
     """The logits (batch, ..., classes) in what a module returns: a tensor, a tuple that begins with
     one, a dict or a transformers ModelOutput. Outputs of 4 and 5 dimensions have their classes
-    second, as segmentation does it. Raises BadInput where there are none."""
-    found = output
-    if isinstance(output, Mapping):
-        named = [output[key] for key in LOGITS if isinstance(output.get(key), Tensor)]
-        tensors = [x for x in output.values() if isinstance(x, Tensor)]
-        found = named[0] if named else tensors[0] if len(tensors) == 1 else None
-        if found is None:
-            raise BadInput(
-                f"the network gives {', '.join(str(key) for key in output)}: none is logits",
-                f"wrap it in a module that returns the logits, or names them `{LOGITS[0]}`",
-            )
-    elif isinstance(output, tuple | list):
-        found = output[0] if output and isinstance(output[0], Tensor) else None
+    second, as segmentation does it. Of several this is the first, which labels are of. Raises
+    BadInput where there are none."""
+    found = first_of(output)
+    if found is None and isinstance(output, Mapping):
+        raise BadInput(
+            f"the network gives {', '.join(str(key) for key in output)}: none is logits",
+            f"wrap it in a module that returns the logits, or names them `{LOGITS[0]}`",
+        )
     if not isinstance(found, Tensor) or not found.is_floating_point() or found.dim() < 2:
         what = f"{found.dtype} {tuple(found.shape)}" if isinstance(found, Tensor) else ""
         raise BadInput(
             f"the network gives {what or f'a {type(output).__name__}'}, which is no logits",
             "wrap it in a module that returns a tensor (batch, ..., classes)",
         )
-    return found.movedim(1, -1) if found.dim() in (4, 5) else found
+    return classes_last(found)
+
+
+def others_of(output: Any) -> tuple[Tensor, ...]:
+    """The outputs beside that, in their order, (batch, ..., classes); see lighten.heads."""
+    first = first_of(output)
+    return tuple(classes_last(x) for x in beside(output, first)) if first is not None else ()
+
+
+def every_output(output: Any) -> tuple[Tensor, ...]:
+    """All of them, the first one first; raises BadInput where there are none."""
+    return outputs_of(output), *others_of(output)
 
 
 def _first_tensor(value: Any) -> Tensor | None:

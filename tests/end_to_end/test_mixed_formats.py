@@ -156,7 +156,7 @@ def test_the_same_call_again_does_nothing(done: Result, monkeypatch: pytest.Monk
     for module, names in {
         network_mixed: ("format_errors", "meet", "quantize_mixed"),
         network_structure: ("curves", "narrow", "compensate"),
-        job: ("outputs",),
+        job: ("all_outputs",),
         network_cost: ("speeds", "nbytes"),
     }.items():
         for name in names:

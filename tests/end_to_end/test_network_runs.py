@@ -76,7 +76,7 @@ def _work(*_: Any, **__: Any) -> Any:
 def idle(patch: pytest.MonkeyPatch) -> None:
     for module, names in {
         network_structure: ("curves", "compensate", "quality"),
-        compress_network: ("quality",), job: ("outputs",), network_cost: ("speeds", "_p50"),
+        compress_network: ("quality",), job: ("all_outputs",), network_cost: ("speeds", "_p50"),
     }.items():  # fmt: skip
         for name in names:
             patch.setattr(module, name, _work)

@@ -285,15 +285,20 @@ def test_mistakes_are_told_before_anything_is_computed(
     assert not (tmp_path / "run").exists()
 
 
-def test_outputs_that_are_no_logits_are_not_learned_from(tmp_path: Path) -> None:
+def test_outputs_that_are_no_logits_are_learned_from_as_numbers(tmp_path: Path) -> None:
     torch.manual_seed(0)
     module = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 1))
     x = torch.randn(200, 8)
     asked: dict[str, Any] = {"data": x, "quantize": "int8"}
-    with pytest.raises(WrongUse, match="no logits"):
-        front.compress(module, x[:2], out=tmp_path / "run", learn="5steps", **asked)
+    with pytest.raises(WrongUse, match="compares classes"):
+        front.compress(
+            module, x[:2], out=tmp_path / "a", learn="5steps", learn_from="logits", **asked
+        )
+    found = front.compress(module, x[:2], out=tmp_path / "a", learn="5steps", **asked)
+    assert [row["learn_from"] for row in found.metrics["recover"]] == ["outputs:1"]
+    assert found.metrics["recover"][0]["measure"] == "relative_error"
     found = front.compress(
-        module, x[:2], out=tmp_path / "run", recover="2steps", learn_from="hidden", **asked
+        module, x[:2], out=tmp_path / "b", recover="2steps", learn_from="hidden", **asked
     )
     assert [row["step"] for row in found.metrics["steps"]][-1] == "exported"
-    assert len(found.metrics["recover"]) == 1
+    assert [row["learn_from"] for row in found.metrics["recover"]] == ["hidden:1", "outputs:1"]

@@ -88,6 +88,12 @@ def test_a_temperature_is_for_those_that_have_one_and_do_not_say_it() -> None:
     assert str(lesson) == "logits:1:temperature=3,decoupled:1:temperature=2,hidden:1"
 
 
+@pytest.mark.parametrize("text", ["labels", "topk:1,hidden:0.1", "outputs"])
+def test_a_temperature_that_nothing_has_is_refused(text: str) -> None:
+    with pytest.raises(WrongUse, match="a temperature of 4, and nothing in"):
+        Lesson.parse(text, temperature=4)
+
+
 def test_needs_are_those_of_losses_that_count() -> None:
     assert Lesson.parse("logits").needs == frozenset()
     assert Lesson.parse("logits,hidden:0,labels:1").needs == {"labels"}

@@ -18,7 +18,7 @@ from lighten.seen import (
     checked_labels,
     log_probabilities,
     one_of,
-    same_outputs,
+    same_logits,
     within,
 )
 
@@ -58,7 +58,7 @@ class Decoupled:
         labels: Tensor | None = None,
         parts: nn.Module | None = None,
     ) -> Tensor:
-        s, t = same_outputs(student, teacher)
+        s, t = same_logits(student, teacher, "decoupled")
         if self.target == "teacher":
             target = t.argmax(1)
         else:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from lighten.registry import losses
-from lighten.seen import Seen, divergence, log_probabilities, one_of, same_outputs, within
+from lighten.seen import Seen, divergence, log_probabilities, one_of, same_logits, within
 
 
 @losses("logits")
@@ -45,7 +45,7 @@ class Logits:
         labels: Tensor | None = None,
         parts: nn.Module | None = None,
     ) -> Tensor:
-        s, t = same_outputs(student, teacher)
+        s, t = same_logits(student, teacher, "logits")
         log_q = log_probabilities(s / self.temperature)
         log_p = log_probabilities(t / self.temperature)
         if self.direction == "forward":

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from lighten.errors import BadInput, WrongUse
 from lighten.registry import losses
-from lighten.seen import Seen, rows, same_outputs, within
+from lighten.seen import Seen, rows, same_logits, within
 
 
 @losses("topk")
@@ -43,7 +43,7 @@ class TopK:
         parts: nn.Module | None = None,
     ) -> Tensor:
         if teacher.indices is None:
-            s, t = same_outputs(student, teacher)
+            s, t = same_logits(student, teacher, "topk")
             index = t.topk(min(self.k, t.shape[-1]), -1).indices
             log_p, log_p_rest = _buckets(t, index)
         else:
