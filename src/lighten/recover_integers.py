@@ -1,0 +1,55 @@
+"""The integers of a network that lighten.quantize made learn from another: recover(quantized, ...).
+
+Steps of weights and of the tensors between, and biases, learn; codes stay, so what is exported is
+of the same form and size. It is what a run does after rounding (lighten.scales_stage).
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from lighten.errors import WrongUse
+from lighten.learn_quantized import RATE, LearnedQuantized, learned_twin
+from lighten.lesson import Lesson
+from lighten.mirrored import INSIDE, mirrors
+from lighten.network import Network
+from lighten.network_quality import outputs
+from lighten.quantized import Quantized
+from lighten.scales_stage import HELD
+from lighten.training_data import TrainingData
+
+LENGTH = "100steps"
+"""Of 8 examples each: more brings little, and integers are slow to simulate."""
+
+
+def recover_integers(
+    quantized: Quantized, teacher: Network, data: TrainingData, *, length: str = LENGTH,
+    learn_from: str = "logits:1", rate: float = RATE, mirrored: bool | None = None,
+    folder: Path | None = None, seed: int = 0,
+) -> LearnedQuantized:  # fmt: skip
+    """Let steps and biases learn; what comes back has no more KL divergence from the teacher on
+    (at most 512) held-out examples than what was given, which is not changed.
+
+    Raises WrongUse for a lesson that looks inside, and for outputs that are no logits.
+    """
+    lesson = Lesson.parse(learn_from)
+    if lesson.needs & INSIDE:
+        raise WrongUse(
+            f"integers cannot learn from `{lesson}`: their graph has no modules to look at",
+            'a lesson on outputs or labels, such as "logits:1"',
+        )
+    data.course.check(lesson.needs)
+    shape = tuple(outputs(teacher, data.held_out[:1]).shape[1:])
+    if len(shape) != 1 or shape[0] < 2:
+        raise WrongUse(
+            f"outputs of {shape} numbers are no logits, and integers learn from these",
+            "the float network can learn, before it is quantized",
+        )
+    twice = mirrors(mirrored, teacher, lesson, data.course)
+    judged = replace(data, held_out=data.held_out[:HELD], labels=None)
+    twin, metrics = learned_twin(
+        quantized, teacher, judged, length=length, codes=False, lesson=lesson, rate=rate,
+        folder=folder, seed=seed, mirrored=twice,
+    )  # fmt: skip
+    return LearnedQuantized(twin.freeze(), (), metrics)
