@@ -82,7 +82,7 @@ def compress_network(
         if bits is not None:
             raise WrongUse(
                 f"sparsity `{sparsity}` and quantize `{quantize}` at once",
-                "no runtime here gains from both: choose one",
+                "no runtime here gains from both: leave sparsity out, or quantize to `none`",
             )
     if limit is None and bits is None and sparsity is None:
         raise WrongUse("there is nothing to do", 'give a budget, such as --budget "0.5 macs"')

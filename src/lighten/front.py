@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from torch import Tensor, nn
 
@@ -220,6 +220,8 @@ def opened(
     """A Network of a module with example inputs, or of a factory's name; raises UserError."""
     if isinstance(model, Network):
         return model
+    if not isinstance(model, nn.Module | str | Path):
+        _refuse(model)
     if not isinstance(model, nn.Module):
         from lighten.factories import open_network
 
@@ -233,6 +235,18 @@ def opened(
 
         example_inputs = example_images(size)
     return Network.of(model, example_inputs)
+
+
+def _refuse(model: Any) -> NoReturn:
+    """Raises WrongUse for what no network can be opened from."""
+    from lighten.quantized import Quantized
+
+    hint = "an nn.Module with its example inputs, or package.module:factory"
+    if isinstance(model, Quantized):
+        hint = 'its integers learn by lighten.recover, or lighten.quantize(..., learn="100steps")'
+    elif isinstance(getattr(model, "network", None), Network):
+        hint = "pass its `network`"
+    raise WrongUse(f"a {type(model).__name__} is no float network", hint)
 
 
 def loaded(data: Any, network: Network, *, size: int | None, mean: Any, std: Any, crop: Any) -> Any:
