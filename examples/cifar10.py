@@ -1,12 +1,14 @@
-"""A trained ResNet for CIFAR-10: pruned to half of its multiply-adds, then 8-bit integers.
+"""A trained ResNet for CIFAR-10: half of its multiply-adds, distilled, then 8-bit integers.
 
 python examples/cifar10.py --model resnet56
 python examples/cifar10.py --model resnet56 --recover 10epochs
 python examples/cifar10.py --quick
 
-No training, unless --recover lets the pruned network learn from the original, without labels, on
-all training images. Every row is an ONNX file, measured in onnxruntime: accuracy on test images,
-size and the time of one image on one thread. The files are left in --out, beside the weights.
+The pruned network is distilled: for two epochs, some ten minutes of one core, or what --recover
+says, it learns from the original, without labels, on all training images; with --recover none
+nothing is trained. Every row is an ONNX file, measured in onnxruntime: accuracy on test images,
+size and the time of one image on one thread. The files are left in --out, beside the weights. It
+needs lighten[onnx,train].
 
 cifar10.ipynb is the same as a notebook, made from this file by `python scripts/notebook.py`.
 """
@@ -64,12 +66,13 @@ def steps(args: argparse.Namespace) -> None:
     pruned.save(args.out / "weights")  # lighten.load(cifar_resnet.resnet20, ...) reads it
     show("pruned", pruned, test, args)
 
-    # Recover, when asked to: the small network learns from the original. Labels are not needed.
+    # Distil: the small network learns from the original what it lost. Labels are not needed.
     small = pruned.network
-    if args.recover:
+    length = args.recover or ("3steps" if args.quick else "2epochs")
+    if length != "none":
         lessons = load("train", args, 512 if args.quick else None)
         small = lighten.recover(
-            small, original, data=lessons, length=args.recover, folder=args.out / "recover"
+            small, original, data=lessons, length=length, folder=args.out / "recover"
         ).network
         show("recovered", small, test, args)
 
@@ -100,7 +103,7 @@ def load(part: str, args: argparse.Namespace, limit: int | None) -> Images:
 
 
 def parser() -> argparse.ArgumentParser:
-    found = argparse.ArgumentParser(description="Prune and quantize a ResNet for CIFAR-10.")
+    found = argparse.ArgumentParser(description="Prune, distil, quantize a CIFAR-10 ResNet.")
     add = found.add_argument
     add("--model", default="resnet20", choices=("resnet20", "resnet32", "resnet56"))
     add("--weights", type=Path, help="its .safetensors; default: beside the project")
@@ -108,9 +111,9 @@ def parser() -> argparse.ArgumentParser:
     add("--download", action="store_true", help="get CIFAR-10 from its home where it is absent")
     add("--budget", default="0.5 macs", help='what is left, such as "0.5 macs" or "100k params"')
     add("--images", type=int, default=1024, help="training images to calibrate on")
-    add("--recover", metavar="LENGTH", help='how long to learn, such as "10epochs" or "500steps"')
+    add("--recover", metavar="LENGTH", help='how long to learn: "10epochs", "500steps" or "none"')
     add("--out", type=Path, default=Path("runs/cifar10"), help="where the files go")
-    add("--quick", action="store_true", help="64 images to calibrate on, 256 to test")
+    add("--quick", action="store_true", help="64 images to calibrate on, 256 to test, 3 steps")
     return found
 
 

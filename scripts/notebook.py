@@ -26,7 +26,7 @@ STEPS = "steps"
 OUTSIDE = {"main", STEPS}
 """Functions that a notebook has no use for."""
 
-SETTINGS = 'args = parser().parse_args(["--quick", "--recover", "20steps"])'
+SETTINGS = 'args = parser().parse_args(["--quick"])'
 
 
 def notebook(script: Path) -> dict[str, Any]:

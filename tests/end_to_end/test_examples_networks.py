@@ -25,7 +25,7 @@ def test_cifar10_shows_each_step(shared: Path, repo_root: Path, tmp_path: Path) 
     pytest.importorskip("pyarrow")
     pytest.importorskip("lightning")
     data = shared / "data" / "cifar10"
-    words = ("--quick", "--recover", "3steps", "--data", data, "--out", tmp_path)
+    words = ("--quick", "--data", data, "--out", tmp_path)
     found = run(repo_root, "cifar10.py", *words)
     assert found.returncode == 0, found.stderr
     head, *lines = found.stdout.splitlines()
