@@ -81,7 +81,7 @@ def _work(*_: Any, **__: Any) -> Any:
 def idle(patch: pytest.MonkeyPatch) -> None:
     for name in ("curves", "compensate", "narrow"):
         patch.setattr(network_structure, name, _work)
-    for name in ("quantize_network", "outputs"):
+    for name in ("quantize_network", "all_outputs"):
         patch.setattr(job, name, _work)
     patch.setattr(network_cost, "speeds", _work)
     patch.setattr(network_cost, "_p50", _work)

@@ -257,8 +257,8 @@ def _right(logits: Tensor, labels: Tensor) -> Array:
     wrong = (labels < 0) | (labels >= logits.shape[1])
     if bool(wrong.any()):
         raise BadInput(
-            f"labels reach from {int(labels.min())} to {int(labels.max())}, in example"
-            f" {int(at[wrong][0])} first, and the network has {logits.shape[1]} classes",
+            f"labels reach from {int(labels.min())} to {int(labels.max())}, the network has"
+            f" {logits.shape[1]} classes: example {int(at[wrong][0])} is the first that has none",
             f"is the data of another set of classes? {IGNORED} marks what has no label",
         )
     return _array(logits.argmax(1) == labels)

@@ -1,9 +1,9 @@
 """What a language model lost is learned back in the bytes that it has: scales, mins and norms.
 
 Each block is moved towards what the original has behind it (lighten.language_blocks), then all of
-them learn end to end from the model as it came, always rounded to what the file can store. The
-result is measured on windows that were neither learned from nor stopped by, and is taken only where
-it lost less.
+them learn end to end from the model as it came, always rounded to what the file can store; codes
+learn too, in the whole only those of models that are not large. The result is measured on windows
+that were neither learned from nor stopped by, and is taken only where it lost less.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import json
 from collections import ChainMap
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -42,8 +43,8 @@ from lighten.watched import Watched
 WATCHED = 8
 """Windows that the best state is chosen by."""
 
-TOKENS = 1024
-"""In a step."""
+TOKENS = 2048
+"""In a step of all together: the gradient of one code needs much text."""
 
 FOLDER, TAKEN = "recover", "recover/taken"
 """Where in the run what was learned is stored, and whether it was taken."""
@@ -54,8 +55,11 @@ BLOCK_STEPS, BLOCK_MODE = 160, "all"
 RATE = 3e-4
 """Of norms and of what whole rows are multiplied by, in shares of their magnitude."""
 
-FACTORS = {"row": 1.0, "vector": 1.0, "theta": 0.1, "offset": 30.0}
+FACTORS = {"row": 1.0, "vector": 1.0, "theta": 0.1, "offset": 3.3}
 """What a rate is multiplied by: rows, norms, the grid's entries, codes (in steps of the grid)."""
+
+CODES = 250_000_000
+"""Weights up to which codes learn in the whole as well: each of them takes 24 bytes more then."""
 
 
 @dataclass(frozen=True)
@@ -99,21 +103,23 @@ def wish(length: str | None, learn_from: str | None) -> dict[str, str]:
 
 def recover(
     run: Run, before: Made, text: Callable[[], Tensor], *, length: str,
-    learn_from: str = "logits:1", mode: str = "scales", vectors: torch.dtype | None = None,
+    learn_from: str = "logits:1", mode: str | None = None, vectors: torch.dtype | None = None,
     seed: int = 0, rate: float = RATE, batch: int | None = None, folder: str = FOLDER,
     block_steps: int | None = None, block_mode: str = BLOCK_MODE,
 ) -> Made:  # fmt: skip
     """Learn the grids of the weights, and the norms. text: gives windows to learn from (`lessons`).
 
     block_steps: of each block alone, before (None: BLOCK_STEPS, 0: not at all). length: of all
-    together, "500steps" or "1epochs". mode, block_mode: see LearnedWeight. vectors: the type that
-    norms and biases are stored in, None: as they are now. folder: where in the run it is stored;
-    the same call resumes. Raises WrongUse, BadOutput.
+    together, "500steps" or "1epochs". mode, block_mode: see LearnedWeight; mode None: "all" up to
+    CODES weights, else "scales". vectors: the type that norms and biases are stored in, None: as
+    they are now. folder: where in the run it is stored; the same call resumes. Raises WrongUse,
+    BadOutput.
     """
     kept = Weights(run, before.model, before.plan, folder)
     if not (run.whole(f"{kept.folder}/facts.json") and all(kept.stored(name) for name in kept)):
         place = run.path(f"{folder}/learning")
         block_steps = BLOCK_STEPS if block_steps is None else block_steps
+        mode = _mode(before) if mode is None else mode
         how = Learning(block_steps, block_mode, vectors is not None, seed)
         _learn(run, before, kept, text(), how, length, learn_from, mode, vectors, seed, rate, batch,
                place, folder)  # fmt: skip
@@ -242,6 +248,11 @@ def _by_blocks(
         "seconds": sum(row["seconds"] for row in found.errors), "errors": found.errors,
     }  # fmt: skip
     return (model, weights) if now <= was else (before.model, old), facts
+
+
+def _mode(before: Made) -> str:
+    compressed = [layer for layer in before.model.layers if layer.name in before.weights]
+    return "all" if sum(prod(layer.shape) for layer in compressed) <= CODES else "scales"
 
 
 def _stored(run: Run, kept: Weights) -> Made:

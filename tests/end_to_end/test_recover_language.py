@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +105,30 @@ def test_it_learns_back_in_the_same_bytes_and_once(
     assert again.metrics == done.metrics
     exported = lighten.export(done.run, export)  # what was learned is what is written
     assert exported == done.exported
+
+
+@pytest.mark.parametrize(("most", "mode"), [(10**9, "all"), (1000, "scales")])
+def test_codes_learn_in_the_whole_of_models_that_are_not_large(
+    tiny: Tiny, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, most: int, mode: str
+) -> None:
+    monkeypatch.setattr(recover_language, "CODES", most)
+    monkeypatch.setattr(recover_language, "BLOCK_STEPS", 0)  # the whole alone
+    monkeypatch.setattr(recover_language, "FACTORS", recover_language.FACTORS | {"offset": 1e3})
+    better = count(-100.0)  # each state than the one before
+    monkeypatch.setattr(recover_language.Watched, "__call__", lambda self, student: next(better))
+    monkeypatch.setattr(recover_language, "take", lambda run, old, new, *_: new)
+    out = tmp_path / "run"
+    done = lighten.compress(tiny("llama"), budget="45%", data=text, out=out, **ASKED)
+    run, model = Run.at(out, lock=False), open_model(tiny("llama"))
+    (facts,) = done.metrics["recover"]
+    assert facts["mode"] == mode
+    now, before = (Weights(run, model, done.plan, *at) for at in (("recover",), ()))
+    moved = False
+    for name in before:
+        old, new = (each[name] for each in (before, now))
+        codes = [each.format.unpack(each.parts, each.shape)[0] for each in (old, new)]
+        moved |= not codes[0].equal(codes[1])
+    assert moved == (mode == "all")
 
 
 def test_a_recovery_that_breaks_down_does_not_lose_the_run(
