@@ -36,7 +36,7 @@ from lighten.language_blocks import Learning, learn_language_blocks
 from lighten.learned_blocks import FACTS
 from lighten.model import open_model
 from lighten.progress import note
-from lighten.recover_language import BLOCK_STEPS, RATE, WATCHED, Made, lessons, recover
+from lighten.recover_language import BLOCK_STEPS, RATE, TOKENS, WATCHED, Made, lessons, recover
 from lighten.registry import exporters
 from lighten.run import Run
 from lighten.solve import Weights, solve
@@ -46,12 +46,12 @@ RECIPES: dict[str, dict[str, Any]] = {
     "blocks scales": {"block_mode": "scales", "end": False},
     "blocks, no head": {"block_mode": "all", "end": False, "head": False},
     "blocks": {"block_mode": "all", "end": False},
-    "blocks+end": {"block_mode": "all"},
-    "end": {"block_steps": 0},
+    "blocks+end": {"block_mode": "all", "mode": "all"},
+    "end": {"block_steps": 0, "mode": "scales"},
     "end all": {"block_steps": 0, "mode": "all"},
 }
-"""What learns, norms always: block by block grids, or codes as well, and then the head, then grids
-of the whole; or only the whole, its codes as well."""
+"""What learns, norms always: block by block grids, or codes as well, and then the head, then the
+whole with its codes; or only the whole, its grids or its codes as well."""
 
 COPIES = {"rescaled": (peer.MODEL, "smollm2-rescaled"), "dithered": (dither.MODEL, dither.FOLDER)}
 """A copy's file for llama.cpp and its folder, in the cache."""
@@ -67,8 +67,8 @@ def main() -> None:
     )
     parser.add_argument("--copy", choices=COPIES, default="rescaled")
     parser.add_argument("--even-columns", action="store_true", help="scale columns first")
-    parser.add_argument("--steps", type=int, default=100, help="of 1024 tokens")
-    parser.add_argument("--block-steps", type=int, default=BLOCK_STEPS, help="likewise, each block")
+    parser.add_argument("--steps", type=int, default=100, help=f"of {TOKENS} tokens")
+    parser.add_argument("--block-steps", type=int, default=BLOCK_STEPS, help="of 1024, each block")
     parser.add_argument("--rate", type=float, default=RATE)
     parser.add_argument("--learn-from", default="logits:1")
     parser.add_argument("--quick", action="store_true", help="the smallest size, 20 steps")

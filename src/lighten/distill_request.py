@@ -112,14 +112,11 @@ def read(
     need_lightning()
     span, spec = Length.parse(length), _spec(student)
     written = None if learn_from is None else Lesson.parse(learn_from, temperature)
-    if trials is not None:
-        if written is not None:
-            check_tunable(written, trials)
-        if several(how.devices, how.accelerator):
-            raise WrongUse(
-                f"trials run on one device, and devices={how.devices}",
-                "tune on one, then give what was found as learn_from, on several",
-            )
+    if trials is not None and several(how.devices, how.accelerator):
+        raise WrongUse(
+            f"trials run on one device, and devices={how.devices}",
+            "tune on one, then give what was found as learn_from, on several",
+        )
     if export is not None:
         _ = exporters[export]
     if data is None:

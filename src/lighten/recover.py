@@ -196,8 +196,7 @@ class Judge:
         self.reference = all_outputs(teacher, data.held_out, BATCH)
         first = self.reference[0]
         self.measure, self.count = "relative_error", len(data.held_out)
-        if first.ndim == 2 and first.shape[1] > 1:
-            data.check(first.shape[1])
+        data.check_against(first)
         if data.labels is not None and first.ndim == 2 and first.shape[1] > 1:
             self.measure = "accuracy"
             self.count = int((data.labels != IGNORED).sum())

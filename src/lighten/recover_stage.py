@@ -25,7 +25,6 @@ from lighten.length import Length
 from lighten.lesson import Lesson
 from lighten.mirrored import mirrors
 from lighten.network import Network
-from lighten.network_quality import outputs
 from lighten.optimizers import usual_rate
 from lighten.progress import note, stage
 from lighten.quantized import Quantized
@@ -33,7 +32,7 @@ from lighten.recover import recover
 from lighten.sparse import nearest
 from lighten.training_data import TrainingData, training_data
 from lighten.types import Compressed
-from lighten.usual_lesson import check_outputs
+from lighten.usual_lesson import check_outputs, returned
 
 OPTIMIZER = "sgd"
 
@@ -82,9 +81,7 @@ class Recovery:
         that are no class of it."""
         check_outputs(self.lesson, network)
         self.looks_twice(network)
-        found = outputs(network, network.inputs[0][:1])
-        if found.ndim == 2 and found.shape[1] > 1:
-            self.data.check(found.shape[1])
+        self.data.check_against(returned(network)[0])
 
     def looks_twice(self, network: Network) -> bool:
         """Whether this network teaches as lighten.mirrored says; raises WrongUse."""

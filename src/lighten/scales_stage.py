@@ -80,9 +80,7 @@ class Scales:
                 source=source,
             )  # fmt: skip
         data.course.check(lesson.needs)
-        first = returned(network)[0]
-        if first.dim() == 2 and first.shape[1] > 1:
-            data.check(first.shape[1])
+        data.check_against(returned(network)[0])
         length = Length.parse(learn) if learn is not None else _suggested(recovery, data)
         held = data.held_out[:HELD]
         return cls(

@@ -49,6 +49,11 @@ class TrainingData:
         check_classes(self.course.labels, classes, source, who)
         check_classes(self.labels, classes, f"{source}, held out", who)
 
+    def check_against(self, output: Tensor) -> None:
+        """The same for a network that gives this; numbers and segments have no classes to check."""
+        if output.dim() == 2 and output.shape[1] > 1:
+            self.check(output.shape[1])
+
 
 def training_data(
     data: Any, *, calibration: int = 1024, tested: bool = False, seed: int = 0,

@@ -1,4 +1,4 @@
-"""The loop: it learns, keeps the best, survives kills to the bit, stops where losses break down."""
+"""The loop: it learns, keeps the best, survives kills to the bit."""
 
 from __future__ import annotations
 
@@ -13,54 +13,22 @@ from typing import Any
 import pytest
 import torch
 from killed_learning import STEPS, data, network, training
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from lighten.course import ImageCourse
-from lighten.errors import BadInput, BadOutput, ChangedRequest, MissingPackage, WrongUse
-from lighten.learn import Learned, Length, learn
+from lighten.errors import BadInput, ChangedRequest, MissingPackage, WrongUse
+from lighten.learn import Length, learn
 from lighten.learn_state import join_state, split_state
 from lighten.learning_rate import rate_at
 from lighten.lesson import Lesson
 from lighten.moving_average import MovingAverage
 from lighten.optimizers import make_optimizer
+from linear_students import CPU, INPUTS, distance, learned_of, linear, same
 
 pytest.importorskip("lightning", reason="learning needs lightning")
 
 PROGRAM = Path(__file__).parent / "killed_learning.py"
-CPU: dict[str, Any] = {"accelerator": "cpu", "precision": "32-true"}
-
-
-def linear(seed: int = 0) -> nn.Module:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 3))
-
-
-INPUTS = torch.randn(64, 6, generator=torch.Generator().manual_seed(1))
-HELD_OUT = torch.randn(64, 6, generator=torch.Generator().manual_seed(2))
-
-
-def distance(teacher: nn.Module) -> Any:
-    @torch.no_grad()
-    def evaluate(module: nn.Module) -> float:
-        return -float((module(HELD_OUT) - teacher(HELD_OUT)).square().mean())
-
-    return evaluate
-
-
-def learned_of(student: nn.Module, teacher: nn.Module, **options: Any) -> Learned:
-    asked = {"length": "10epochs", "rate": 0.1, "batch": 16, "evaluate": distance(teacher)} | CPU
-    lesson = Lesson.parse(options.pop("lesson", "logits:1"))
-    course = options.pop("data", ImageCourse(INPUTS))
-    return learn(student, teacher, lesson, course, **(asked | options))
-
-
-def same(a: nn.Module, b: nn.Module) -> bool:
-    pairs = zip(a.state_dict().values(), b.state_dict().values(), strict=True)
-    return all(torch.equal(x, y) for x, y in pairs)
-
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -295,78 +263,6 @@ def test_events_are_there_for_tensorboard(tmp_path: Path) -> None:
 
 
 # -- mistakes --------------------------------------------------------------------------------------
-def test_a_loss_that_is_not_finite_stops_and_the_last_good_state_stays(tmp_path: Path) -> None:
-    teacher, student = linear(0), linear(1)
-
-    def spoil(step: int, steps: int) -> None:
-        if step == 6:
-            with torch.no_grad():
-                student[0].weight.fill_(float("nan"))  # type: ignore[index, operator, union-attr]
-
-    with pytest.raises(BadOutput, match="broke down at step 6 of 40") as error:
-        learned_of(student, teacher, rate=0.3, every=2, before_step=[spoil], folder=tmp_path)
-    assert "a lower rate (it was 0.3" in error.value.hint
-    assert "another --out or folder" in error.value.hint
-    assert "clip" not in error.value.hint
-    (best,) = tmp_path.glob("best-*.safetensors")
-    assert str(best) in error.value.hint
-    kept = load_file(best)
-    assert all(torch.equal(kept[k], v) for k, v in student.state_dict().items())
-    assert all(bool(torch.isfinite(p).all()) for p in student.parameters())
-    assert distance(teacher)(student) > distance(teacher)(linear(1))
-
-
-def test_a_rate_that_is_far_too_high_is_told_so() -> None:
-    with pytest.raises(BadOutput, match="broke down at step") as error:
-        learned_of(linear(1), linear(0), rate=1e20, evaluate=lambda m: float(m(HELD_OUT).sum()))
-    assert "with a folder the best state before is kept" in error.value.hint
-
-
-@pytest.mark.parametrize("keep_given", [True, False])
-def test_a_breakdown_that_is_accepted_ends_with_the_best_state(keep_given: bool) -> None:
-    student, given = linear(1), linear(1)
-    found = learned_of(
-        student, linear(0), rate=1e20, accept_broken=True, keep_given=keep_given, length="9steps"
-    )
-    assert found.broke.startswith("learning broke down at step")
-    assert found.steps < found.planned == 9
-    assert (found.best_step, found.best) == (0, found.first)
-    assert same(student, given)
-    assert not learned_of(student, linear(0), accept_broken=True, length="2steps").broke
-
-
-def test_an_accepted_breakdown_keeps_what_was_learned_before_it(tmp_path: Path) -> None:
-    teacher, student = linear(0), linear(1)
-
-    def spoil(step: int, steps: int) -> None:
-        if step == 6:
-            with torch.no_grad():
-                student[0].weight.fill_(float("nan"))  # type: ignore[index, operator, union-attr]
-
-    found = learned_of(student, teacher, rate=0.3, every=2, before_step=[spoil], folder=tmp_path,
-                       accept_broken=True, keep_given=False)  # fmt: skip
-    assert "at step 6 of 40" in found.broke
-    assert found.best_step > 0
-    assert found.best > found.first
-    assert distance(teacher)(student) == pytest.approx(found.best)
-
-
-def test_what_came_in_broken_is_not_blamed_on_the_rate() -> None:
-    spoilt = INPUTS.clone()
-    spoilt[:, 0] = float("nan")
-    with pytest.raises(BadInput, match="before anything was learned: loss nan") as error:
-        learned_of(linear(1), linear(0), data=ImageCourse(spoilt))
-    assert "not the rate" in error.value.hint
-    with pytest.raises(BadInput, match="evaluation of the network that was given is NaN"):
-        learned_of(linear(1), linear(0), evaluate=lambda m: float("nan"))
-
-    def judge(module: nn.Module) -> float:
-        raise BadOutput("the network gives NaN")
-
-    with pytest.raises(BadInput, match="that was given cannot be judged: the network gives NaN"):
-        learned_of(linear(1), linear(0), evaluate=judge)
-
-
 def test_data_that_ends_early_is_told_with_its_step() -> None:
     batches = ((INPUTS[i : i + 8], None) for i in range(0, 32, 8))
     with pytest.raises(BadInput, match="the data ended at step 4"):
