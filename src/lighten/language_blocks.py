@@ -123,7 +123,7 @@ def _blocks(
     with stage("learn blocks", len(ours), "blocks") as tick:
         for index in ours:
             names = [la.name for la in model.layers if la.block == index and la.name in weights]
-            theirs.advance(index, theirs.load(index))
+            _advance(theirs, index)
 
             def learn(index: int = index, names: list[str] = names) -> dict[str, Tensor]:
                 metric = Metric.of(run.tensors(_fisher(folder, index), dict)["fisher"])
@@ -137,9 +137,22 @@ def _blocks(
                 parts = parts_of(found, name)
                 new = Compressed(old.spec, old.shape, old.format, parts) if parts else old
                 dense[name] = new.dense()
-            ours.advance(index, ours.load(index, dense))
+            _advance(ours, index, dense)
             tick()
     return theirs
+
+
+def _advance(stream: Stream, index: int, weights: Mapping[str, Tensor] | None = None) -> None:
+    """Move every window on. What bfloat16 rounds off is far below what a block is to take back."""
+    with _fast(stream.device):
+        stream.advance(index, stream.load(index, weights))
+
+
+def _fast(device: torch.device | str, enabled: bool = True) -> torch.autocast:
+    """Products in bfloat16 where the device has them."""
+    kind = torch.device(device).type
+    halves = best_precision("auto", kind) == "bf16-mixed"
+    return torch.autocast(kind, torch.bfloat16, enabled and halves)
 
 
 def _fishers(
@@ -233,12 +246,11 @@ def _descend(
     """Move the parameters to the best state seen; the error on held-out windows before, after."""
     held = held_quarter(len(target), JUDGED, stream.batch)
     device = torch.device(stream.device)
-    halves = best_precision("auto", device.type) == "bf16-mixed"
     x, y = [stream.hidden[~held], stream.hidden[held]], [target[~held], target[held]]
 
     def cost(inputs: Tensor, wanted: Tensor) -> Tensor:
         # a block's output is judged to many more digits than bfloat16 has, its products need not be
-        with torch.autocast(device.type, torch.bfloat16, halves and torch.is_grad_enabled()):
+        with _fast(device, torch.is_grad_enabled()):
             out = stream.run(index, block, inputs.to(device)).float()
         return metric(out - wanted.to(out))
 
@@ -253,7 +265,7 @@ def _descend(
         return first, best
     kept = [p.detach().clone() for p, _ in parameters]
     groups = [{"params": [p], "lr": rate} for p, rate in parameters]
-    adam = torch.optim.Adam(groups, betas=(0.9, 0.99))
+    adam = torch.optim.Adam(groups, betas=(0.9, 0.99), fused=True)
     cosine = torch.optim.lr_scheduler.CosineAnnealingLR(adam, max(how.steps, 1))
     generator, order = torch.Generator().manual_seed(how.seed + index), list[int]()
     for step in range(1, how.steps + 1):
@@ -265,7 +277,7 @@ def _descend(
         torch.autograd.backward(loss)
         adam.step()
         cosine.step()
-        if step % max(1, how.steps // CHECKS) == 0 or step == how.steps:
+        if step == how.steps or step % -(-how.steps // CHECKS) == 0:
             now = error()
             if now < best:  # not so where it is NaN
                 best, kept = now, [p.detach().clone() for p, _ in parameters]

@@ -28,13 +28,14 @@ class Table:
 
     codes: Tensor  # (512,) uint8: the code for all u in [(i - 256) / 2, (i - 255) / 2)
     levels: Tensor  # (512,) its level
+    points: Tensor  # (codes,) the level of each code
 
     @classmethod
     def of(cls, levels: tuple[int, ...]) -> Table:
         points = torch.tensor(levels, dtype=torch.float32)
         cells = (torch.arange(512) - 256) / 2 + 0.25
         codes = torch.bucketize(cells, (points[1:] + points[:-1]) / 2)
-        return cls(codes.to(torch.uint8), points[codes])
+        return cls(codes.to(torch.uint8), points[codes], points)
 
     def snap(self, u: Tensor, out: Tensor) -> None:
         torch.index_select(self.levels.to(u.device), 0, _cell(u), out=out.view(-1))
@@ -42,6 +43,12 @@ class Table:
     def code(self, u: Tensor) -> Tensor:
         """Nearest codes, uint8, shaped as u."""
         return torch.index_select(self.codes.to(u.device), 0, _cell(u)).view_as(u)
+
+    def level(self, codes: Tensor) -> Tensor:
+        """Levels of codes, float32, shaped as codes."""
+        # index_select takes a third of the time of points[codes]
+        found = torch.index_select(self.points.to(codes.device), 0, codes.int().reshape(-1))
+        return found.view_as(codes)
 
 
 def _cell(u: Tensor) -> Tensor:
@@ -70,4 +77,4 @@ _SEARCH = Search(
     _PEAKS + [-t for t in _PEAKS],
 )
 
-formats("iq4_xs")(SuperBlock("iq4_xs", 32, 136, _SEARCH, 127, _join, _split, LEVELS))
+formats("iq4_xs")(SuperBlock("iq4_xs", 32, 136, _SEARCH, 127, _join, _split))

@@ -36,7 +36,6 @@ class SuperBlock:
     largest: int
     join: Callable[[Tensor, Grid], Tensor]
     split: Callable[[Tensor], Packed]
-    table: tuple[int, ...] | None = None
     block: int = BLOCK
     step: int = 1
 
@@ -98,18 +97,19 @@ class SuperBlock:
     def encode(self, w: Tensor, grid: Grid, start: int = 0) -> Tensor:
         scale, minimum = self._columns(grid, start, w.shape[1])
         u = (w if minimum is None else w + minimum) * reciprocal(scale)
-        if self.table is None:
-            levels = self.search.levels
-            low, high = levels.low, levels.high  # type: ignore[attr-defined]
+        levels = self.search.levels
+        if isinstance(levels, Consecutive):
+            low, high = levels.low, levels.high
             return u.round_().clamp_(low, high).sub_(low).to(torch.uint8)
-        return self.search.levels.code(u)  # type: ignore[attr-defined, no-any-return]
+        return levels.code(u)  # type: ignore[attr-defined, no-any-return]
 
     def decode(self, codes: Tensor, grid: Grid, start: int = 0) -> Tensor:
         scale, minimum = self._columns(grid, start, codes.shape[1])
-        if self.table is None:
-            level = codes.float().add_(self.search.levels.low)  # type: ignore[attr-defined]
+        levels = self.search.levels
+        if isinstance(levels, Consecutive):
+            level = codes.float().add_(levels.low)
         else:
-            level = torch.tensor(self.table, dtype=torch.float32, device=codes.device)[codes.long()]
+            level = levels.level(codes)  # type: ignore[attr-defined]
         level.mul_(scale)
         return level if minimum is None else level.sub_(minimum)
 

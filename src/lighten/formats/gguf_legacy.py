@@ -125,8 +125,7 @@ class Block32:
         """Codes -> levels, float32."""
         if not self.uneven:
             return codes.float().add_(self.low)
-        table = torch.tensor(LEVELS, device=codes.device, dtype=torch.float32)
-        return table[codes.long()]
+        return _TABLE.level(codes)
 
     # -- bytes ---------------------------------------------------------------------------------
     def pack(self, codes: Tensor, grid: Grid) -> dict[str, Tensor]:
