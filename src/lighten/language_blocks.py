@@ -50,10 +50,10 @@ CHECKS = 3
 LEAST = 4
 """Windows without which there is none to hold out."""
 
-WINDOWS, JUDGED = 320, 32
+WINDOWS, JUDGED = 256, 16
 """That blocks learn from and are judged by, at most, and how many of these judge."""
 
-HEAD_WINDOWS, STATES = 448, 2**29
+HEAD_WINDOWS, STATES = 320, 2**29
 """The same for the head, at most, where hidden states of so many are not more numbers (2 GB)."""
 
 FISHER_WINDOWS = 16
@@ -123,7 +123,7 @@ def _blocks(
     with stage("learn blocks", len(ours), "blocks") as tick:
         for index in ours:
             names = [la.name for la in model.layers if la.block == index and la.name in weights]
-            _advance(theirs, index)
+            theirs.advance(index, theirs.load(index))
 
             def learn(index: int = index, names: list[str] = names) -> dict[str, Tensor]:
                 metric = Metric.of(run.tensors(_fisher(folder, index), dict)["fisher"])
@@ -137,22 +137,9 @@ def _blocks(
                 parts = parts_of(found, name)
                 new = Compressed(old.spec, old.shape, old.format, parts) if parts else old
                 dense[name] = new.dense()
-            _advance(ours, index, dense)
+            ours.advance(index, ours.load(index, dense))
             tick()
     return theirs
-
-
-def _advance(stream: Stream, index: int, weights: Mapping[str, Tensor] | None = None) -> None:
-    """Move every window on. What bfloat16 rounds off is far below what a block is to take back."""
-    with _fast(stream.device):
-        stream.advance(index, stream.load(index, weights))
-
-
-def _fast(device: torch.device | str, enabled: bool = True) -> torch.autocast:
-    """Products in bfloat16 where the device has them."""
-    kind = torch.device(device).type
-    halves = best_precision("auto", kind) == "bf16-mixed"
-    return torch.autocast(kind, torch.bfloat16, enabled and halves)
 
 
 def _fishers(
@@ -246,11 +233,12 @@ def _descend(
     """Move the parameters to the best state seen; the error on held-out windows before, after."""
     held = held_quarter(len(target), JUDGED, stream.batch)
     device = torch.device(stream.device)
+    halves = best_precision("auto", device.type) == "bf16-mixed"
     x, y = [stream.hidden[~held], stream.hidden[held]], [target[~held], target[held]]
 
     def cost(inputs: Tensor, wanted: Tensor) -> Tensor:
         # a block's output is judged to many more digits than bfloat16 has, its products need not be
-        with _fast(device, torch.is_grad_enabled()):
+        with torch.autocast(device.type, torch.bfloat16, halves and torch.is_grad_enabled()):
             out = stream.run(index, block, inputs.to(device)).float()
         return metric(out - wanted.to(out))
 
