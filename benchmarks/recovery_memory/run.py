@@ -77,11 +77,10 @@ def one(asked: argparse.Namespace) -> dict[str, Any]:
     """Memory of a few steps; as lighten.recover_language sets them up."""
     model = open_model(asked.model)
     student = LanguageStudent(model, rounded(model, asked.format), mode=asked.mode)
-    if asked.plain:
-        siblings: Any = student.module.get_submodule(model.blocks[0].rpartition(".")[0])
-        for i, each in enumerate(list(siblings)):
-            assert isinstance(each, Recomputed)
-            siblings[i] = each.block
+    siblings: Any = student.module.get_submodule(model.blocks[0].rpartition(".")[0])
+    for each in siblings:
+        assert isinstance(each, Recomputed)
+        each.kept.count = len(siblings) if asked.plain else 0  # not as memory allows
     teacher = LanguageModel(model, {})
     head = head_of(model, *teacher.head())
     batch = TOKENS // asked.window

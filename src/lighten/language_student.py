@@ -1,8 +1,8 @@
 """A language model that teaches, and one whose weights are learned in their formats.
 
-Blocks are gradient checkpoints: of each only its input is kept, and it runs again when its
-gradient is asked for. So memory is the weights, what is trained of them three times over (AdamW),
-and one block's activations.
+Blocks are gradient checkpoints where memory is short (lighten.kept_activations): of each only its
+input is kept, and it runs again when its gradient is asked for. So memory is the weights, what is
+trained of them three times over (AdamW), and at least one block's activations.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from torch.utils.checkpoint import checkpoint
 
+from lighten.kept_activations import KeptActivations
 from lighten.learned_weight import LearnedVector, LearnedWeight, learnable
 from lighten.model import Model
 from lighten.solve import Dense
@@ -23,11 +24,12 @@ from lighten.types import Compressed
 
 
 class Recomputed(nn.Module):
-    """Stands where a block stood: runs it, and again when gradients are wanted."""
+    """Stands where a block stood: runs it, and again when gradients are wanted and it does not
+    keep what these need."""
 
-    def __init__(self, block: nn.Module) -> None:
+    def __init__(self, block: nn.Module, index: int, kept: KeptActivations) -> None:
         super().__init__()
-        self.block = block
+        self.block, self.index, self.kept = block, index, kept
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -37,6 +39,10 @@ class Recomputed(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         if not torch.is_grad_enabled():
+            return self._run((args, kwargs))
+        if self.kept.count is None:
+            return self.kept.measured(lambda: self._run((args, kwargs)), args[0].device)
+        if self.index < self.kept.count:
             return self._run((args, kwargs))
         return checkpoint(self._run, (args, kwargs), use_reentrant=False)
 
@@ -114,7 +120,7 @@ class LanguageStudent(LanguageModel):
                 made = LearnedWeight(weight, mode, original, layers[name].transposed).to(device)
                 attach(self.module, name, made)
                 self.learned[name] = made
-        insert(self.module, model.blocks)
+        insert(self.module, model.blocks, self)
         trained: dict[str, nn.Parameter] = {}
         for name, each in (*self.learned.items(), *self.vectors.items()):
             trained |= {f"{part}@{name}": p for part, p in each.named_parameters()}
@@ -137,11 +143,16 @@ def attach(module: nn.Module, name: str, learned: nn.Module) -> None:
     original.data = original.data.new_empty(0)
 
 
-def insert(module: nn.Module, blocks: tuple[str, ...]) -> None:
-    """Put a Recomputed in the place of every block."""
+def insert(module: nn.Module, blocks: tuple[str, ...], student: nn.Module) -> None:
+    """Put a Recomputed in the place of every block. student: whose parameters learn."""
+
+    def owed() -> int:  # a gradient, and AdamW's two moments
+        return 3 * sum(p.numel() * p.element_size() for p in student.parameters())
+
+    kept = KeptActivations(len(blocks), owed)
     siblings: Any = module.get_submodule(blocks[0].rpartition(".")[0])
     for i, block in enumerate(list(siblings)):
-        siblings[i] = Recomputed(block)
+        siblings[i] = Recomputed(block, i, kept)
         # what looks at what leaves the block does so once, not again when it is recomputed
         siblings[i]._forward_hooks, block._forward_hooks = block._forward_hooks, OrderedDict()
 

@@ -26,7 +26,8 @@ from lighten.watched import Watched
 
 
 class TaughtLanguageModel(LanguageModel):
-    """`model` in float32; every weight learns. Blocks are gradient checkpoints."""
+    """`model` in float32; every weight learns. Blocks are gradient checkpoints where memory is
+    short."""
 
     def __init__(self, model: Model, device: torch.device | str = "cpu") -> None:
         super().__init__(model, {}, device)
@@ -35,7 +36,7 @@ class TaughtLanguageModel(LanguageModel):
             self.names[name] = name.replace(".", "/")
             parameter.requires_grad_(True)
             self.register_parameter(self.names[name], parameter)
-        insert(self.module, model.blocks)
+        insert(self.module, model.blocks, self)
 
     def values(self) -> dict[str, Tensor]:
         """State-dict name -> what it has learned, float32 on the CPU."""
