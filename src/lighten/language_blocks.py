@@ -53,7 +53,7 @@ LEAST = 4
 WINDOWS, JUDGED = 256, 16
 """That blocks learn from and are judged by, at most, and how many of these judge."""
 
-HEAD_WINDOWS, STATES = 320, 2**29
+HEAD_WINDOWS, STATES = 448, 2**29
 """The same for the head, at most, where hidden states of so many are not more numbers (2 GB)."""
 
 FISHER_WINDOWS = 16
