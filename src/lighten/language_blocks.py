@@ -50,7 +50,7 @@ CHECKS = 3
 LEAST = 4
 """Windows without which there is none to hold out."""
 
-WINDOWS, JUDGED = 256, 16
+WINDOWS, JUDGED = 320, 16
 """That blocks learn from and are judged by, at most, and how many of these judge."""
 
 HEAD_WINDOWS, STATES = 448, 2**29

@@ -67,7 +67,11 @@ def make_optimizer(
         return torch.optim.SGD(options, lr=0.0, momentum=MOMENTUM, nesterov=True)
     if kind == "muon":
         return Muon(options)
-    return torch.optim.AdamW(options, lr=0.0)
+    whole = all(type(p) is nn.Parameter for members in groups.values() for p in members)
+    fused = whole and all(
+        p.device.type in ("cpu", "cuda") for members in groups.values() for p in members
+    )
+    return torch.optim.AdamW(options, lr=0.0, fused=fused)
 
 
 def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
