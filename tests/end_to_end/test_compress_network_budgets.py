@@ -107,7 +107,14 @@ def test_a_budget_that_is_missed_is_a_problem(
     assert "budget is not met" in " ".join(found.metrics["problems"])
 
 
-@pytest.mark.parametrize("quantize", ["auto", "int8", "none"])
+@pytest.mark.parametrize(
+    "quantize",
+    [
+        pytest.param("auto", marks=pytest.mark.slow),
+        pytest.param("int8", marks=pytest.mark.slow),
+        "none",
+    ],
+)
 def test_a_share_is_of_the_same_minute(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quantize: str
 ) -> None:

@@ -167,6 +167,7 @@ def test_the_same_call_again_does_nothing(done: Result, monkeypatch: pytest.Monk
     assert again.plan == done.plan
 
 
+@pytest.mark.slow  # test_compress_network_resumed.py stops single formats
 def test_stopped_it_goes_on_with_what_is_known(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
