@@ -237,7 +237,7 @@ def timeless(value: Any) -> Any:
     return [timeless(v) for v in value] if isinstance(value, list) else value
 
 
-@pytest.mark.slow  # half a dozen runs; test_learn.py kills trainings, and test_recover.py stops recoveries
+@pytest.mark.slow  # test_learn.py kills trainings, test_recover.py stops recoveries
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no SIGKILL here")
 def test_killed_anywhere_it_goes_on_to_the_same_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
