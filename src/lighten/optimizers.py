@@ -67,10 +67,8 @@ def make_optimizer(
         return torch.optim.SGD(options, lr=0.0, momentum=MOMENTUM, nesterov=True)
     if kind == "muon":
         return Muon(options)
-    whole = all(type(p) is nn.Parameter for members in groups.values() for p in members)
-    fused = whole and all(
-        p.device.type in ("cpu", "cuda") for members in groups.values() for p in members
-    )
+    members = [p for group in options for p in group["params"]]  # type: ignore[attr-defined]
+    fused = all(type(p) is nn.Parameter and p.device.type in ("cpu", "cuda") for p in members)
     return torch.optim.AdamW(options, lr=0.0, fused=fused)
 
 
