@@ -98,12 +98,17 @@ def learned_scales(folder: Path) -> tuple[str, Table] | None:
          str(r.get("block_steps", "")), str(r.get("steps", "")),
          f"{r['kld_mean']:.4f} ± {r['kld_mean_err']:.4f}",
          f"{100 * (r['kld_mean'] / plain[r['copy'], r['size']] - 1):+.1f} %",
-         f"{r['ppl']:.2f}", f"{100 * r['top1']:.1f} %", str(r.get("minutes", "")))
+         f"{r['ppl']:.2f}", f"{100 * r['top1']:.1f} %", str(r.get("minutes", "")),
+         str(r.get("wall_minutes", "")))
         for r in found
     ]  # fmt: skip
-    text = "Change: from nothing learned, columns kept as they are."
+    text = (
+        "Change: from nothing learned, columns kept as they are. Minutes of steps alone; in all:"
+        " with what errors cost and the text's way through the blocks, and for all rows that share"
+        " blocks with the head."
+    )
     head = ("copy", "MB", "columns", "what learned", "steps a block", "steps together", "KLD",
-            "change", "perplexity", "top-1", "minutes of learning")  # fmt: skip
+            "change", "perplexity", "top-1", "minutes of steps", "minutes in all")  # fmt: skip
     return text, (head, rows, (0, 2, 3))
 
 

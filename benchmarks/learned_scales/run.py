@@ -9,7 +9,8 @@ scaled first. --copy: `rescaled` is that of gguf_quality, `dithered` has its cha
 Mean KL divergence is what llama.cpp's own tool reports on 16 windows of TEST, second halves, which
 nothing was learned from. Learning reads CALIBRATION behind the windows that the plan was calibrated
 on. A row that is in result.json is kept, and a training that was stopped goes on; --quick writes
-no result.json.
+no result.json. `minutes` are those of steps, `wall_minutes` all that learning takes, without the
+solver and llama.cpp: blocks and head for all recipes that have blocks, which share them.
 """
 
 from __future__ import annotations
@@ -103,6 +104,7 @@ def main() -> None:
             where = {"copy": arguments.copy, "size": size, "columns": columns}
             before = _row(rows, where, "none", plain, lambda made: made, tools, base, out)
             before.setdefault("solve_seconds", solved)
+            spent: dict[str, float] = {}
             for recipe in arguments.recipes:
                 name = f"learned/{size}-{RECIPES[recipe].get('block_mode', recipe)}"
                 row = _row(
@@ -110,11 +112,13 @@ def main() -> None:
                     lambda made, n=name, r=recipe: _learned(  # type: ignore[misc]
                         run, made, job, corpus, n, steps, arguments, RECIPES[r]
                     ),
-                    tools, base, out,
+                    tools, base, out, spent,
                 )  # fmt: skip
                 gain = 1 - row["kld_mean"] / before["kld_mean"]
-                note(f"{size} {recipe}: {before['kld_mean']:.4f} -> {row['kld_mean']:.4f} "
-                     f"({100 * gain:+.1f} % less), {row.get('minutes', 0)} minutes")  # fmt: skip
+                note(
+                    f"{size} {recipe}: {before['kld_mean']:.4f} -> {row['kld_mean']:.4f}"
+                    f" ({100 * gain:+.1f} % less), {row.get('wall_minutes', '?')} minutes"
+                )
 
 
 def _learned(
@@ -157,13 +161,21 @@ def _learned(
 
 def _row(
     rows: list[dict[str, Any]], where: dict[str, Any], recipe: str, plain: Made, make: Any,
-    tools: peer.Tools, base: Path, out: Path | None,
+    tools: peer.Tools, base: Path, out: Path | None, spent: dict[str, float] | None = None,
 ) -> dict[str, Any]:  # fmt: skip
-    """The stored row, or what making, writing and measuring gives."""
+    """The stored row, or what making, writing and measuring gives.
+
+    spent: minutes that recipes with the same blocks, which they share, have taken so far.
+    """
+    mode = RECIPES[recipe].get("block_mode", recipe) if recipe in RECIPES else recipe
     for row in rows:
         if all(row[key] == value for key, value in {**where, "recipe": recipe}.items()):
+            if spent is not None and "wall_minutes" in row:
+                spent[mode] = row["wall_minutes"]
             return row
+    began = time.monotonic()
     made: Made = make(plain)
+    wall = (time.monotonic() - began) / 60
     path = peer.cache_dir() / f"learned-{'-'.join(map(str, where.values()))}-{recipe}.gguf"
     exporters["gguf"].write(made.model, made.weights, path)
     row = {**where, "recipe": recipe, "bytes": path.stat().st_size}
@@ -183,6 +195,8 @@ def _row(
         row["blocks"] = [{k: float(f"{e[k]:.4g}") for k in FACTS} for e in learned["errors"]]
     if "seconds" in learned:
         row["minutes"] = round(learned["seconds"] / 60, 1)
+    if spent is not None:
+        spent[mode] = row["wall_minutes"] = round(spent.get(mode, 0.0) + wall, 1)
     rows.append(row)
     _write(out, rows)
     return row

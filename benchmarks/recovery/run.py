@@ -4,8 +4,9 @@
     python benchmarks/recovery/run.py resnet20 WEIGHTS TRAIN TEST --factor 1.37
 
 The original teaches, on 49,000 training images; 1,000 others choose the best state. What is asked
-of the result is measured on all test images. --folder keeps checkpoints: the same line goes on
-where it was stopped. Rows are added to result.json, one a network and recipe.
+of the result is measured on all test images. --first prunes less and recovers for a part of the
+length, before the rest is pruned. --folder keeps checkpoints: the same line goes on where it was
+stopped. Rows are added to result.json, one a network and recipe.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ CALIBRATION, INTEGERS = 2048, 1024
 """Images that widths and compensation, and that integers are calibrated on."""
 
 RECIPE = (
-    "network", "optimizer", "rate", "length", "learn_from", "augment", "mirrored", "batch",
+    "network", "optimizer", "rate", "first", "length", "learn_from", "augment", "mirrored", "batch",
 )  # fmt: skip
 """What makes a row of its own."""
 
@@ -47,7 +48,10 @@ def main() -> None:
     parser.add_argument("train", type=Path)
     parser.add_argument("test", type=Path)
     parser.add_argument("--factor", type=float, required=True, help="MACs are divided by it")
-    parser.add_argument("--length", default="10epochs")
+    parser.add_argument(
+        "--first", nargs=2, metavar=("FACTOR", "LENGTH"), help="prune to this before, and recover"
+    )
+    parser.add_argument("--length", default="10epochs", help="of the recovery after all is pruned")
     parser.add_argument("--learn-from", default="logits:1:temperature=4")
     parser.add_argument("--optimizer", default="sgd")
     parser.add_argument("--rate", type=float, default=0.02)
@@ -73,20 +77,35 @@ def _row(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     held_out = load_images(args.train, offset=TRAINING, **NORM)
     test = load_images(args.test, seed=None, **NORM)
     calibration = train.tensor(slice(0, CALIBRATION))
-    pruned = lighten.prune(original, budget=f"{1 / args.factor:.4f} macs", data=calibration)
+    whole = macs(original).total
+
+    def prune(network: Any, factor: float) -> Any:
+        share = whole / factor / macs(network).total
+        return lighten.prune(network, budget=f"{share:.4f} macs", data=calibration)
+
+    def recover(pruned: Any, length: str, name: str) -> Any:
+        return lighten.recover(
+            pruned, original, data=train, held_out=held_out, length=length,
+            learn_from=args.learn_from, optimizer=args.optimizer, rate=args.rate,
+            average=args.average, batch=args.batch, augment=args.augment,
+            mirrored=False if args.no_mirrored else None, folder=folder / name, seed=args.seed,
+        )  # fmt: skip
+
     row: dict[str, Any] = {
-        "network": args.network, "factor": macs(original).total / macs(pruned.network).total,
-        "original": right(original.module, test),
-        "original_mirrored": right(Mirrored(original.module), test),
-        "pruned": right(pruned.network.module, test),
+        "network": args.network, "original": right(original.module, test),
+        "original_mirrored": right(Mirrored(original.module), test), "first": args.first,
+    }  # fmt: skip
+    start, minutes = original, 0.0
+    if args.first is not None:
+        found = recover(prune(original, float(args.first[0])), args.first[1], "first")
+        start, minutes = found.network, found.metrics["minutes"]
+        row["first_recovered"] = right(start.module, test)
+    pruned = prune(start, args.factor)
+    row |= {
+        "factor": whole / macs(pruned.network).total, "pruned": right(pruned.network.module, test)
     }  # fmt: skip
     print(json.dumps(row), flush=True)
-    found = lighten.recover(
-        pruned, original, data=train, held_out=held_out, length=args.length,
-        learn_from=args.learn_from, optimizer=args.optimizer, rate=args.rate, average=args.average,
-        batch=args.batch, augment=args.augment, mirrored=False if args.no_mirrored else None,
-        folder=folder / "recover", seed=args.seed,
-    )  # fmt: skip
+    found = recover(pruned, args.length, "recover")
     small = found.network
     forms = {
         "float": small,
@@ -100,7 +119,7 @@ def _row(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
         **row, "recovered": right(small.module, test),
         **{f"{name}_onnxruntime": right(_session(path), test) for name, path in files.items()},
         **{f"{name}_bytes": path.stat().st_size for name, path in files.items()},
-        "test_images": test.count, **found.metrics,
+        "test_images": test.count, **found.metrics, "minutes": found.metrics["minutes"] + minutes,
         "average": args.average, "batch": args.batch, "seed": args.seed, "threads": args.threads,
         "torch": torch.__version__.split("+")[0],
     }  # fmt: skip
@@ -114,8 +133,8 @@ def _session(path: Path) -> Callable[[Tensor], Tensor]:
 def _add(row: dict[str, Any]) -> None:
     path = HERE / "result.json"
     rows = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
-    rows = [old for old in rows if any(old[key] != row[key] for key in RECIPE)] + [row]
-    rows.sort(key=lambda row: [str(row[key]) for key in RECIPE])
+    rows = [old for old in rows if any(old.get(key) != row[key] for key in RECIPE)] + [row]
+    rows.sort(key=lambda row: [str(row.get(key)) for key in RECIPE])
     path.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
     print(json.dumps(row), flush=True)
 

@@ -8,6 +8,7 @@ nothing is computed twice.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -18,8 +19,8 @@ from lighten.errors import WrongUse
 from lighten.lesson import Lesson, Parts
 from lighten.seen import Seen
 
-LOGITS = 2**24
-"""Logits in a slice: 64 MB, of which about six stand at once."""
+LOGITS = 2**25
+"""Logits in a slice: 128 MB, of which about four stand at once."""
 
 INSIDE = ("hidden", "blocks")
 """Losses that compare what leaves the blocks of two language models."""
@@ -115,17 +116,25 @@ class SlicedLesson:
         targets = None if labels is None else labels.reshape(-1)
         size = max(1, LOGITS // len(weight))
 
+        halves = self.precision != "32-true"
+
         def run(h: Tensor, w: Tensor, b: Tensor | None, back: bool) -> dict[str, Tensor]:
             sums: dict[str, Tensor] = {}
+            # autocast would convert both heads again for each slice, and each slice's gradient
+            used = w.detach().bfloat16().requires_grad_(w.requires_grad) if halves else w
+            like = self.like
+            if halves and shown is not None and shown.indices is None:
+                like = replace(like, weight=like.weight.bfloat16())
             for start in range(0, len(h), size):
                 at = slice(start, start + size)
                 share = len(h[at]) / len(h)
-                with torch.autocast(h.device.type, torch.bfloat16, self.precision != "32-true"):
-                    there = None if shown is None else self._teacher(shown, at)
-                    mine = Seen(logits(h[at], w, b, self.own))
+                with torch.autocast(h.device.type, torch.bfloat16, halves):
+                    there = None if shown is None else _teacher(shown, at, like)
+                    mine = Seen(logits(h[at], used, b, self.own))
                 total, values = self.sliced(mine, there, None if targets is None else targets[at])
                 if back:
                     (total * share).backward()  # type: ignore[no-untyped-call]
+                    _collect(w, used)
                 for name, value in {"": total.detach(), **values}.items():
                     sums[name] = sums.get(name, torch.zeros_like(value)) + value * share
             return sums
@@ -138,12 +147,23 @@ class SlicedLesson:
         sums.pop("")
         return total, sums
 
-    def _teacher(self, shown: Seen, at: slice) -> Seen:
-        if shown.indices is not None:
-            return Seen(shown.outputs[at], indices=shown.indices[at])
-        with torch.no_grad():
-            like = self.like
-            return Seen(logits(shown.outputs[at], like.weight, like.bias, like))
+
+def _teacher(shown: Seen, at: slice, like: Head) -> Seen:
+    if shown.indices is not None:
+        return Seen(shown.outputs[at], indices=shown.indices[at])
+    with torch.no_grad():
+        return Seen(logits(shown.outputs[at], like.weight, like.bias, like))
+
+
+def _collect(weight: Tensor, used: Tensor) -> None:
+    """Add the gradient of what was used in place of a weight to its own, in its own precision."""
+    if used is weight or used.grad is None:
+        return
+    if weight.grad is None:
+        weight.grad = used.grad.to(weight.dtype)
+    else:
+        weight.grad.add_(used.grad)
+    used.grad = None
 
 
 class _Through(torch.autograd.Function):

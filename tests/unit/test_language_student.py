@@ -96,6 +96,26 @@ def test_in_slices_it_is_the_same_lesson(
         assert torch.allclose(sliced(Seen(hidden), Seen(theirs), labels)[0], whole, rtol=1e-5)
 
 
+def test_products_in_bfloat16_leave_the_heads_gradient_in_full(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(sliced_lesson, "LOGITS", 2 * 40)
+    torch.manual_seed(0)
+    hidden = torch.randn(2, 64, 16, requires_grad=True)
+    weight = torch.randn(40, 16, requires_grad=True)
+    theirs, like = torch.randn(2, 64, 16), Head(torch.randn(40, 16))
+    lesson, found = Lesson.parse("logits:1"), {}
+    for precision in ("32-true", "bf16-mixed"):
+        sliced = SlicedLesson(lesson, lambda: (weight, None), like, precision)
+        total, _ = sliced(Seen(hidden), Seen(theirs))
+        found[precision] = (total, *torch.autograd.grad(total, [hidden, weight]))
+    for whole, half in zip(found["32-true"], found["bf16-mixed"], strict=True):
+        assert half.dtype == torch.float32
+        assert (whole - half).norm() < 0.02 * whole.norm()
+        assert not torch.equal(whole, half)
+    assert like.weight.dtype == torch.float32
+
+
 def test_what_a_language_model_cannot_learn_from() -> None:
     assert wish(None, None) == {}
     assert wish("500 steps", None) == {"recover": "500steps", "learn_from": "logits:1"}

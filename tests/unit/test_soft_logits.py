@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from lighten.losses import logits
 from lighten.losses.logits import Logits
 from lighten.seen import Seen
 
@@ -21,7 +22,11 @@ def definition(s: Tensor, t: Tensor, temperature: float) -> Tensor:
 
 @pytest.mark.parametrize("temperature", [1.0, 4.0])
 @pytest.mark.parametrize("masked", [False, True])
-def test_value_and_gradient(temperature: float, masked: bool) -> None:
+@pytest.mark.parametrize("cached", [2**19, 2 * 11, 1])
+def test_value_and_gradient(
+    monkeypatch: pytest.MonkeyPatch, cached: int, temperature: float, masked: bool
+) -> None:
+    monkeypatch.setattr(logits, "CACHED", cached)  # all rows, two at a time, one at a time
     generator = torch.Generator().manual_seed(0)
     s = (3 * torch.randn(5, 11, generator=generator)).requires_grad_()
     t = 3 * torch.randn(5, 11, generator=generator)
