@@ -33,7 +33,10 @@ class Head:
 
     def logits(self, hidden: Tensor, start: int, stop: int) -> Tensor:
         """Logits (positions, stop - start), float32, of that slice of the vocabulary."""
-        z = hidden @ self.weight[start:stop].float().T
+        return self.after(hidden @ self.weight[start:stop].float().T, start, stop)
+
+    def after(self, z: Tensor, start: int, stop: int) -> Tensor:
+        """Logits from the products with the weight of that slice, in their place."""
         if self.bias is not None:
             z += self.bias[start:stop].float()
         if self.scale != 1.0:

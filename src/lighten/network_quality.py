@@ -19,7 +19,7 @@ from torch import Tensor
 from lighten.errors import BadInput, BadOutput, WrongUse
 from lighten.heads import beside, classes_last, first_of
 from lighten.intervals import Array, Estimate, Statistic, bootstrap
-from lighten.loaders import known
+from lighten.loaders import check_classes, known
 from lighten.network import batches
 from lighten.seen import IGNORED
 
@@ -252,16 +252,9 @@ def _right(logits: Tensor, labels: Tensor) -> Array:
     if labels.shape != (len(logits),):
         raise WrongUse(f"{len(logits)} examples and labels of shape {tuple(labels.shape)}")
     labels = labels.to(logits.device)
+    check_classes(labels, logits.shape[1], "the data")
     at = (labels != IGNORED).nonzero()[:, 0]
-    logits, labels = logits[at], labels[at]
-    wrong = (labels < 0) | (labels >= logits.shape[1])
-    if bool(wrong.any()):
-        raise BadInput(
-            f"labels reach from {int(labels.min())} to {int(labels.max())}, the network has"
-            f" {logits.shape[1]} classes: example {int(at[wrong][0])} is the first that has none",
-            f"is the data of another set of classes? {IGNORED} marks what has no label",
-        )
-    return _array(logits.argmax(1) == labels)
+    return _array(logits[at].argmax(1) == labels[at])
 
 
 def _every(found: Any) -> list[Tensor]:

@@ -9,6 +9,7 @@ from lighten.errors import WrongUse
 from lighten.heads import classes_last
 from lighten.lesson import PROBABILITIES, Lesson
 from lighten.network import Network
+from lighten.progress import note
 from lighten.seen import no_classes
 from lighten.watch import every_output
 
@@ -31,13 +32,21 @@ def usual_lesson(teacher: Network) -> str:
 
     That is one number where classes would be, and what has the form of the input: as many channels
     as the image that goes in, as many features as the sequence, as denoisers and autoencoders have.
+    The form is a guess, which is told: three classes of every pixel of an RGB image look the same.
     Raises BadInput where it returns nothing to learn from.
     """
     x = teacher.inputs[0]
     like = classes_last(x).shape[-1] if x.is_floating_point() and x.dim() > 2 else 0
     found = returned(teacher)
-    numbers = any(y.shape[-1] < 2 or (y.dim() > 2 and y.shape[-1] == like) for y in found)
-    return NUMBERS if numbers else LOGITS
+    if any(y.shape[-1] < 2 for y in found):
+        return NUMBERS
+    if any(y.dim() > 2 and y.shape[-1] == like for y in found):
+        note(
+            f"outputs have {like} channels, as the inputs have: taken for numbers, as of a denoiser"
+            f' ("{NUMBERS}"); if they are logits of {like} classes, learn from "{LOGITS}"'
+        )
+        return NUMBERS
+    return LOGITS
 
 
 def check_outputs(lesson: Lesson, network: Network) -> None:

@@ -119,6 +119,15 @@ def test_it_is_of_classes_where_outputs_have_some(
     assert str(lesson_for("outputs:2", network)) == "outputs:2"
 
 
+def test_outputs_in_the_form_of_the_input_are_a_guess_that_is_told(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    usual_lesson(Network.of(nn.Conv2d(3, 5, 3, padding=1), IMAGES[:2]))
+    assert not capsys.readouterr().err
+    usual_lesson(Network.of(nn.Conv2d(3, 3, 3, padding=1), IMAGES[:2]))
+    assert 'if they are logits of 3 classes, learn from "logits:1"' in capsys.readouterr().err
+
+
 def test_a_lesson_of_classes_for_a_number_is_refused_before_anything_is_computed() -> None:
     pytest.importorskip("lightning")
     teacher = regressor()
