@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor, nn
 
 from lighten import allocator, language_blocks
 from lighten.block_metric import Metric, fishers
@@ -154,3 +155,36 @@ def test_fishers_come_from_the_last_block_to_the_first(tiny: Tiny) -> None:
     for _, f in found:
         assert torch.allclose(f, f.T, atol=1e-6)
         assert float(f.diagonal().min()) > 0
+
+
+class Way:
+    """A stream through one block, which notes in what precision its text was moved."""
+
+    batch, device, halves = 2, "cpu", False
+
+    def __init__(self, size: float) -> None:
+        self.hidden = size * torch.randn(4, 3, 8, generator=torch.Generator().manual_seed(0))
+
+    def run(self, index: int, block: nn.Module, hidden: Tensor) -> Tensor:
+        out: Tensor = hidden + block(hidden)
+        return out
+
+    def advance(self, index: int, block: nn.Module) -> None:
+        self.halves = torch.is_autocast_enabled("cpu")
+
+
+@pytest.mark.parametrize(
+    ("precision", "size", "halves"),
+    [("bf16-mixed", 0.1, True), ("bf16-mixed", 100.0, False), ("32-true", 0.1, False)],
+)
+def test_text_is_moved_in_bfloat16_only_where_that_costs_next_to_nothing(
+    monkeypatch: pytest.MonkeyPatch, precision: str, size: float, halves: bool
+) -> None:
+    monkeypatch.setattr(language_blocks, "best_precision", lambda *_: precision)
+    torch.manual_seed(0)
+    way, block = Way(size), nn.Linear(8, 8)
+    before = way.hidden.clone()
+    language_blocks._advance(way, 0, block, Metric.of(torch.eye(8)))  # type: ignore[arg-type]
+    assert way.halves is halves
+    assert torch.equal(way.hidden, before)  # what was tried is not what was moved
+    assert not torch.is_autocast_enabled("cpu")
