@@ -19,7 +19,7 @@ def recovery(folder: Path) -> tuple[str, Table] | None:
          fine(r["int8_learned_onnxruntime"]) if "int8_learned_onnxruntime" in r else "",
          f"{r['int8_bytes'] / 1e3:,.0f}", f"`{r['learn_from']}`",
          r["augment"], "twice" if r["mirrored"] else "once", r["optimizer"],
-         r["length"].removesuffix("epochs"), str(r["batch"]), f"{r['rate']:g}",
+         _epochs(r), str(r["batch"]), f"{r['rate']:g}",
          f"{r['minutes']:.0f}")
         for r in found
     ]  # fmt: skip
@@ -36,6 +36,15 @@ def recovery(folder: Path) -> tuple[str, Table] | None:
             "int8 there", "scales learned", "its kB", "learned from", "augmented by",
             "teacher looks", "by", "epochs", "batch", "rate", "minutes of recovery")  # fmt: skip
     return text, (head, rows, (0, 9, 10, 11, 12))
+
+
+def _epochs(row: dict[str, Any]) -> str:
+    """How many; of a network that was pruned in two steps those after the first one too."""
+    last: str = row["length"].removesuffix("epochs")
+    if not row.get("first"):
+        return last
+    factor, length = row["first"]
+    return f"{length.removesuffix('epochs')} at ÷ {factor}, {last}"
 
 
 def student(folder: Path) -> tuple[str, Table] | None:
