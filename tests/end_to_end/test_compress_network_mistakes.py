@@ -42,8 +42,8 @@ def _with_nan() -> nn.Module:
 @pytest.mark.parametrize(
     ("options", "kind", "said"),
     [
-        ({"data": (X, Y + 1)}, errors.BadInput, f"to {CLASSES}, the network has {CLASSES}"),
-        ({"data": (X, Y - CLASSES)}, errors.BadInput, "to -1, the network has"),
+        ({"data": (X, Y + 1)}, errors.BadInput, f"is {CLASSES}, but the network has {CLASSES}"),
+        ({"data": (X, Y - CLASSES)}, errors.BadInput, "the label of example 0 is -"),
         ({"data": (X, Y[:9])}, errors.BadInput, "96 inputs and 9 labels"),
         ({"data": X.clone().fill_(math.nan)}, errors.BadInput, "NaN"),
         ({"data": X[:, :, :8, :8]}, errors.WrongUse, f"(3, 8, 8) and the network takes (3, {SIDE}"),
