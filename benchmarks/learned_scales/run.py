@@ -105,6 +105,9 @@ def main() -> None:
             before = _row(rows, where, "none", plain, lambda made: made, tools, base, out)
             before.setdefault("solve_seconds", solved)
             spent: dict[str, float] = {}
+            for row in rows:  # those that are kept came before
+                if "wall_minutes" in row and all(row[key] == where[key] for key in where):
+                    spent[_shared(row["recipe"])] = row["wall_minutes"]
             for recipe in arguments.recipes:
                 name = f"learned/{size}-{RECIPES[recipe].get('block_mode', recipe)}"
                 row = _row(
@@ -167,11 +170,9 @@ def _row(
 
     spent: minutes that recipes with the same blocks, which they share, have taken so far.
     """
-    mode = RECIPES[recipe].get("block_mode", recipe) if recipe in RECIPES else recipe
+    mode = _shared(recipe)
     for row in rows:
         if all(row[key] == value for key, value in {**where, "recipe": recipe}.items()):
-            if spent is not None and "wall_minutes" in row:
-                spent[mode] = row["wall_minutes"]
             return row
     began = time.monotonic()
     made: Made = make(plain)
@@ -200,6 +201,12 @@ def _row(
     rows.append(row)
     _write(out, rows)
     return row
+
+
+def _shared(recipe: str) -> str:
+    """What recipes have in common that share their blocks."""
+    mode: str = RECIPES.get(recipe, {}).get("block_mode", recipe)
+    return mode
 
 
 def _write(out: Path | None, rows: list[dict[str, Any]]) -> None:

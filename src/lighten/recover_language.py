@@ -55,7 +55,7 @@ BLOCK_STEPS, BLOCK_MODE = 160, "all"
 RATE = 3e-4
 """Of norms and of what whole rows are multiplied by, in shares of their magnitude."""
 
-FACTORS = {"row": 1.0, "vector": 1.0, "theta": 0.1, "offset": 3.3}
+FACTORS = {"row": 1.0, "vector": 1.0, "theta": 0.1, "offset": 6.6}
 """What a rate is multiplied by: rows, norms, the grid's entries, codes (in steps of the grid)."""
 
 CODES = 250_000_000
