@@ -20,9 +20,6 @@ from lighten.errors import BadInput, WrongUse
 INSIDE = frozenset({"hidden", "attention"})
 """What losses need of places within the networks."""
 
-LEAST = -1e30
-"""The logarithm of a probability of 0, finite so that 0 times it is 0."""
-
 IGNORED = -100
 """A label that stands for none, as in torch and transformers."""
 
@@ -123,7 +120,7 @@ def rows(x: Tensor) -> Tensor:
 
 def log_probabilities(logits: Tensor) -> Tensor:
     """log softmax over the last dimension, finite where a logit is -infinity (a masked class)."""
-    return F.log_softmax(logits, -1).clamp(min=LEAST)
+    return F.log_softmax(logits, -1).clamp(min=-1e30)
 
 
 def divergence(log_p: Tensor, log_q: Tensor) -> Tensor:

@@ -105,9 +105,8 @@ def test_data_that_is_not_finite_is_told(tmp_path: Path, verb: Any) -> None:
 @each_verb
 def test_a_label_that_is_no_class_is_found_at_once(tmp_path: Path, verb: Any) -> None:
     wrong = torch.where(torch.arange(160) == 50, 5, Y)  # of five classes
-    with pytest.raises(
-        BadInput, match=r"label of example \d+ is 5"
-    ):  # of a part, where it is split
+    # where data is split it is an example of a part
+    with pytest.raises(BadInput, match=r"label of example \d+ is 5"):
         verb((X, wrong), tmp_path / "run")
 
 

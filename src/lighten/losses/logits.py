@@ -13,10 +13,9 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from lighten.registry import losses
-from lighten.seen import LEAST, Seen, divergence, log_probabilities, one_of, same_logits, within
+from lighten.seen import Seen, divergence, log_probabilities, one_of, same_logits, within
 
 CACHED = 2**19
 """Logits at a time on a CPU: 2 MB, of which about four stand at once."""
@@ -82,8 +81,7 @@ class _Forward(torch.autograd.Function):
         parts = [torch.split(x, size) for x in (rows, like, slope)]
         for z, target, out in zip(*parts, strict=True):
             log_p, log_q = (
-                F.log_softmax(x if temperature == 1.0 else x / temperature, -1).clamp_(min=LEAST)
-                for x in (target, z)
+                log_probabilities(x if temperature == 1.0 else x / temperature) for x in (target, z)
             )
             p = log_p.exp()
             total += torch.linalg.vecdot(p, log_p.sub_(log_q)).sum()
