@@ -17,7 +17,7 @@ PAD = 4
 """Pixels that an image is padded by on each side before it is cut out again."""
 
 MIXED = 0.5
-"""Share of the batches whose images get a part of another one, where they do at all."""
+"""Share of a batch's images that get a part of another one, where they do at all."""
 
 
 class Course(Protocol):
@@ -39,7 +39,7 @@ class ImageCourse:
     floats as the network takes them; or lighten.images.Images, whose pixels are decoded when they
     are asked for and stay in memory as uint8 up to 512 MB. rows: which of them, in this order.
     augment: "crop+flip" (padded by 4 zeros, cut out at random, mirrored or not), "flip", "none",
-    "crop+flip+cutmix" (in half of the batches each image gets a rectangle of another; such
+    "crop+flip+cutmix" (about half of the images of a batch get a rectangle of another; such
     examples have no labels); done before normalising. Raises WrongUse, BadInput.
     """
 
@@ -118,8 +118,11 @@ def augmented(x: Tensor, how: str, generator: torch.Generator) -> Tensor:
     columns = torch.where(mirrored, columns.flip(1), columns)
     each = torch.arange(n)[:, None, None]
     x = x[each, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
-    if "cutmix" in how and float(torch.rand((), generator=generator)) < MIXED:
-        x = cutmix(x, generator)
+    if "cutmix" in how:
+        # some of each batch, not all of some batches: batch norms then learn from the mixture that
+        # their running statistics, which later normalise every image, describe
+        chosen = torch.rand(n, 1, 1, 1, generator=generator) < MIXED
+        x = torch.where(chosen, cutmix(x, generator), x)
     return x
 
 
