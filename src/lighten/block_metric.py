@@ -33,11 +33,11 @@ class Metric:
     @classmethod
     def of(cls, fisher: Tensor) -> Metric:
         """From F (width, width); channels without any gradient cost next to nothing."""
-        f = fisher.double()
+        f = fisher.cpu().double()  # not every device has float64
         diagonal = f.diagonal()
         floor = 1e-6 * float(diagonal.mean()) or 1.0
         root = torch.linalg.cholesky(f + torch.diag(RIDGE * diagonal + floor))
-        return cls(root.float())
+        return cls(root.float().to(fisher.device))
 
     def __call__(self, error: Tensor) -> Tensor:
         """Nats per token of errors (..., width); differentiable."""

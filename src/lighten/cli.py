@@ -24,6 +24,7 @@ from lighten.learning_options import (
     LearnFrom,
     Mirrored,
     Optimizer,
+    Patience,
     Rate,
     Recover,
 )
@@ -106,6 +107,7 @@ def compress(
     augment: Augment = None,
     mirrored: Mirrored = None,
     optimizer: Optimizer = None,
+    patience: Patience = None,
     learn: Learn = None,
     learn_codes: LearnCodes = None,
     even_columns: Annotated[
@@ -148,6 +150,7 @@ def compress(
         augment=augment,
         mirrored=mirrored,
         optimizer=optimizer,
+        patience=patience,
         learn=learn,
         learn_codes=learn_codes,
         even_columns=even_columns,

@@ -92,6 +92,11 @@ def chosen(accelerator: str) -> str:
     return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
+def widest(device: torch.device) -> torch.dtype:
+    """What sums over many numbers are kept in: float64, float32 on Apple's GPUs, which lack it."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
 def several(devices: Any, accelerator: str) -> bool:
     """Whether Lightning would take more than one device.
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lighten.devices import widest
 from lighten.errors import BadOutput, WrongUse
 
 _ROWS = 512  # positions in a slice
@@ -61,12 +62,13 @@ class Positions:
 class _Sums:
     """What softmax needs, carried over slices of the vocabulary: top logit, Σ exp(z - top), argmax.
 
-    exponents are float32, the sums over slices float64.
+    exponents are float32, the sums over slices `widest`.
     """
 
     def __init__(self, positions: int, device: torch.device) -> None:
+        self.wide = widest(device)
         self.top = torch.full((positions,), -math.inf, device=device)
-        self.total = torch.zeros(positions, dtype=torch.float64, device=device)
+        self.total = torch.zeros(positions, dtype=self.wide, device=device)
         self.best = torch.zeros(positions, dtype=torch.long, device=device)
         self.target = torch.zeros(positions, device=device)
 
@@ -75,20 +77,20 @@ class _Sums:
         high, where = z.max(1)
         self.best = torch.where(high > self.top, where + start, self.best)
         top = torch.maximum(self.top, high)
-        factor = (self.top - top).double().exp()
+        factor = (self.top - top).to(self.wide).exp()
         self.top = top
         e = (z - top[:, None]).exp_()
-        self.total = self.total * factor + e.sum(1).double()
+        self.total = self.total * factor + e.sum(1)
         inside = (targets >= start) & (targets < start + z.shape[1])
         at = (targets - start).clamp(0, z.shape[1] - 1)
         self.target = torch.where(inside, z.gather(1, at[:, None])[:, 0], self.target)
         return e, factor
 
     def log_sum(self) -> Tensor:
-        return self.top.double() + self.total.log()
+        return self.top.to(self.wide) + self.total.log()
 
     def nll(self) -> Tensor:
-        return self.log_sum() - self.target.double()
+        return self.log_sum() - self.target
 
 
 @torch.no_grad()
@@ -140,7 +142,7 @@ def _compare_rows(
     h, n = hidden.float(), len(targets)
     targets = targets.to(h.device)
     ours, theirs = _Sums(n, h.device), _Sums(n, h.device)
-    cross = torch.zeros(n, dtype=torch.float64, device=h.device)  # Σ exp(z_p - top) (z_p - z_q)
+    cross = torch.zeros(n, dtype=ours.wide, device=h.device)  # Σ exp(z_p - top) (z_p - z_q)
     r = None if reference_hidden is None else reference_hidden.to(h.device).float()
     vocabulary = head.weight.shape[0]
     widest = max(w.weight.shape[1] for w in (head, reference_head) if w is not None)
@@ -152,7 +154,7 @@ def _compare_rows(
         if r is not None and reference_head is not None:
             z_r = reference_head.logits(r, start, stop)
             e, factor = theirs.add(z_r, start, targets)
-            cross = cross * factor + e.mul_(z_r.sub_(z)).sum(1).double()
+            cross = cross * factor + e.mul_(z_r.sub_(z)).sum(1)
     if r is None:
         return ours.nll(), None, None, None
     kld = cross / theirs.total - theirs.log_sum() + ours.log_sum()

@@ -117,10 +117,20 @@ class LoaderFeed:
                 self._begin(epoch)
                 self._next = epoch * self.per_epoch
         while True:
-            found = self._step()
+            found = self._read()
             self._next += 1
             if self._next > step:
                 return found
+
+    def _read(self) -> list[Batch]:
+        """The next step's batches. Whatever is random in them (a transform) depends on the step:
+        after a stop, those that are passed over take nothing from the one that is wanted."""
+        state = torch.get_rng_state()
+        torch.manual_seed(seed_of(self.seed, "change", self._next))
+        try:
+            return self._step()
+        finally:
+            torch.set_rng_state(state)
 
     def _begin(self, epoch: int) -> None:
         # a shuffling loader draws its order from torch's own generator, when it gives its first

@@ -50,6 +50,7 @@ def compress(
     augment: str | None = None,
     mirrored: bool | None = None,
     optimizer: str | None = None,
+    patience: int | None = None,
     learn: str | None = None,
     learn_codes: bool | None = None,
     even_columns: bool | None = None,
@@ -74,18 +75,28 @@ def compress(
     lighten.compress_network. recover: "10epochs" or "500steps" of learning what was lost back from
     the model as it came; learn_from: the lesson, where none is given "logits:1", or "outputs:1"
     of networks whose outputs are no logits. rate, augment, mirrored, optimizer: of networks, see
-    lighten.recover. learn: of networks, "100steps" in which the scales of their integers learn from
-    the model as it came (learn_codes: the codes too); with recover as many steps, but no more than
-    100, unless this says "none". even_columns: of language models, columns of weights are scaled
-    before they are rounded (see lighten.even_columns).
+    lighten.recover. patience: evaluations without a better one after which the recovery stops; one
+    is made each epoch, and five at least. learn: of networks, "100steps" in which the scales of
+    their integers learn from the model as it came (learn_codes: the codes too); with recover as
+    many steps, but no more than 100, unless this says "none". even_columns: of language models,
+    columns of weights are scaled before they are rounded (see lighten.even_columns).
 
     also: of networks, another exporter whose file is written too, and named by the result.
 
     The same call resumes. Raises UserError for what a person can mend.
     """
     asked = dict(locals())
-    check_learning(recover, learn, rate=rate, learn_codes=learn_codes, learn_from=learn_from,
-                   augment=augment, mirrored=mirrored, optimizer=optimizer)  # fmt: skip
+    check_learning(
+        recover,
+        learn,
+        rate=rate,
+        learn_codes=learn_codes,
+        learn_from=learn_from,
+        augment=augment,
+        mirrored=mirrored,
+        optimizer=optimizer,
+        patience=patience,
+    )
     if not is_network(model):
         for name, value in {
             "example_inputs": example_inputs, "evaluate": evaluate, "quantize": quantize,
@@ -102,7 +113,8 @@ def compress(
         return compress_language_model(
             model, budget=budget, max_kld=max_kld, data=data, export=export or "gguf", out=out,
             samples=SAMPLES["windows"] if samples is None else samples, length=length, seed=seed,
-            recover=recover, learn_from=learn_from, even_columns=bool(even_columns),
+            recover=recover, learn_from=learn_from, patience=patience,
+            even_columns=bool(even_columns),
         )  # fmt: skip
     if max_kld is not None:
         raise WrongUse("max_kld is for language models", "give a budget")
@@ -126,6 +138,7 @@ def compress(
             recovery = Recovery.of(
                 data, recover, learn_from or usual_lesson(network), rate, augment,
                 calibration=count, tested=tested, seed=seed, mirrored=mirrored, optimizer=optimizer,
+                patience=patience,
             )  # fmt: skip
             recovery.check(network)
         scales = Scales.of(
@@ -146,7 +159,7 @@ def compress(
 def check_learning(
     recover: str | None, learn: str | None, *, rate: float | None, learn_codes: bool | None,
     learn_from: str | None, augment: str | None, mirrored: bool | None,
-    optimizer: str | None,
+    optimizer: str | None, patience: int | None,
 ) -> None:  # fmt: skip
     """Raises WrongUse where something says how to learn and nothing that it is to be done."""
     learns = None if learn == "none" else learn
@@ -154,6 +167,7 @@ def check_learning(
         ("rate", rate, recover), ("learn_codes", learn_codes, learns or recover),
         ("learn_from", learn_from, learns or recover), ("augment", augment, learns or recover),
         ("mirrored", mirrored, recover), ("optimizer", optimizer, recover),
+        ("patience", patience, recover),
     ):  # fmt: skip
         if given is not None and able is None:
             raise WrongUse(
@@ -161,7 +175,7 @@ def check_learning(
                 'add recover, such as "10epochs"'
                 + (
                     ""
-                    if name in ("rate", "mirrored", "optimizer")
+                    if name in ("rate", "mirrored", "optimizer", "patience")
                     else ', or for integers learn, such as "100steps"'
                 ),
             )

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from lighten.allocator import kept_memory
+from lighten.borrowed import borrowed
 from lighten.course import Course
 from lighten.devices import start_fabric
 from lighten.errors import WrongUse
@@ -119,8 +120,6 @@ def learn(
     feed = feed_of(data, batch, accumulate, seed, fabric.global_rank, fabric.world_size)
     steps = Length.parse(length).steps(feed.per_epoch)
     every = max(1, min(feed.per_epoch or steps, steps // 5)) if every is None else every
-    home = next(student.parameters()).device
-    modes = {part: part.training for part in student.modules()}
     request = {
         "steps": steps, "rate": rate, "batch": batch, "seed": seed, "optimizer": optimizer,
         "weight_decay": weight_decay, "warm_up": warm_up, "clip": clip, "accumulate": accumulate,
@@ -131,7 +130,8 @@ def learn(
         "given": dict(given or {}), "student": digest(*student.state_dict().values()),
     }  # fmt: skip
     gpus = [fabric.device.index or 0] if fabric.device.type == "cuda" else []
-    with torch.random.fork_rng(devices=gpus):
+    networks = [each for each in (student, teacher) if isinstance(each, nn.Module)]
+    with torch.random.fork_rng(devices=gpus), borrowed(*networks):
         training = Training(
             fabric, student, teacher, lesson, feed, evaluate, steps, every, rate, seed, warm_up,
             clip, patience, penalty, keep_given, before_step, after_step, save_every, 60 * minutes,
@@ -143,9 +143,6 @@ def learn(
                 training.go(name)
         finally:
             training.end()
-            student.to(home)
-            for part, mode in modes.items():
-                part.training = mode
     return Learned(
         training.history, training.best, training.first, training.best_step, training.step, steps,
         time.monotonic() - began, training.broke,

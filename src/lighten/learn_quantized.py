@@ -90,7 +90,7 @@ def learn_quantized(
     at = held_quarter(len(data))
     held, blocks = data[at], list[Block]()
     judged = TrainingData(
-        ImageCourse(data[~at], augment=_augmentation(data, augment)), held, None, "", digest(held)
+        ImageCourse(data[~at], augment=_augmentation(data, augment)), held, None, "", digest(data)
     )
     judge, made = Judge(teacher, judged, logits=not lesson.numbers), quantized
     start = judge(trainable(quantized, _mode(codes)))
@@ -128,7 +128,8 @@ def learned_twin(
         twin, teaching(teacher, lesson, mirrored), lesson, data.course, length=length, rate=rate,
         batch=min(BATCH, data.course.count), evaluate=judge, folder=folder, seed=seed,
         optimizer="adamw", weight_decay=0.0, precision="32-true", keep_given=keep_given,
-        accept_broken=accept_broken, given={"mirrored": mirrored}, name=name,
+        accept_broken=accept_broken, name=name,
+        given={"mirrored": mirrored, "teacher": teacher.digest, "data": data.digest},
     )  # fmt: skip
     return twin, {
         "length": str(Length.parse(length)), "learn_from": str(lesson), "codes": codes,

@@ -164,12 +164,15 @@ def load_optimizer(
 ) -> None:
     """The inverse of optimizer_state."""
     found = {name: parameter for parameter, name in names.items()}
+    fused = {p for group in optimizer.param_groups if group.get("fused") for p in group["params"]}
     for key, value in tensors.items():
         name, _, part = key.rpartition("/")
         parameter = found[name]
         if value.shape == parameter.shape:  # laid out in memory as the parameter is
             like = torch.empty_like(parameter, dtype=value.dtype)
             value = like.copy_(share_of(value, parameter))
+        elif parameter in fused:  # such a step counts on the device
+            value = value.to(parameter.device)
         optimizer.state[parameter][part] = value
 
 

@@ -35,6 +35,10 @@ Optimizer = Annotated[
     str | None,
     typer.Option(help='Of --recover, of a network: "sgd" (without a word), "adamw" or "muon".'),
 ]
+Patience = Annotated[
+    int | None,
+    typer.Option(min=1, help="Of --recover: evaluations without a better one, then it stops."),
+]
 Learn = Annotated[
     str | None,
     typer.Option(

@@ -62,6 +62,7 @@ def compress(
     out: str | Path | None = None,
     recover: str | None = None,
     learn_from: str | None = None,
+    patience: int | None = None,
     even_columns: bool = False,
     samples: int = 64,
     length: int = 512,
@@ -73,9 +74,10 @@ def compress(
     found that keeps it. data: text to calibrate on (lighten.data.load_text). samples windows of
     `length` tokens are used, and the next 16 to measure on. recover: "500steps" or "1epochs" of
     learning scales, mins and norms from the model as it came, on the text behind those; learn_from:
-    a lesson, "logits:1" where none is given (see lighten.lesson). even_columns: columns of weights
-    are scaled before they are rounded, and what feeds them by the inverse (lighten.even_columns).
-    Calling again resumes. Raises UserError for what a person can mend.
+    a lesson, "logits:1" where none is given (see lighten.lesson). patience: how many of the five
+    evaluations of all weights together may bring nothing before it stops. even_columns: columns of
+    weights are scaled before they are rounded, and what feeds them by the inverse
+    (lighten.even_columns). Calling again resumes. Raises UserError for what a person can mend.
     """
     if (budget is None) == (max_kld is None):
         raise WrongUse("give either a budget or max_kld", 'for example --budget "4.5bpw"')
@@ -97,7 +99,7 @@ def compress(
     even = {"columns": "even"} if even_columns else {}
     if even_columns:
         columns.places(opened)
-    teach = wish(recover, learn_from)
+    teach = wish(recover, learn_from, patience)
     limits = {"budget": "".join(budget.split()) if budget else None, "max_kld": max_kld}
     wanted = {"model": opened.digest, "data": corpus.digest, **limits}
     source = str(opened.path.absolute()) if Path(model).expanduser().exists() else str(model)
@@ -343,7 +345,8 @@ def _recovered(
     text = partial(lessons, corpus, model.tokenizer, job.held_out.shape[1], first, asked["recover"])
     full = torch.float32 if job.exporter.name == "gguf" else None
     new = recover_language(job.run, old, text, length=asked["recover"], vectors=full,
-                           learn_from=asked["learn_from"], seed=job.seed)  # fmt: skip
+                           learn_from=asked["learn_from"], patience=asked.get("patience"),
+                           seed=job.seed)  # fmt: skip
 
     after = _measured(job, "recovered", new)
     taken = take(job.run, old, new, quality[quality["chosen"]], after)

@@ -143,7 +143,8 @@ def recover(
             optimizer=optimizer, patience=patience, average=average, clip=clip,
             accumulate=accumulate, precision=precision, accelerator=accelerator, devices=devices,
             strategy=strategy, after_step=held, keep_given=keep_given, accept_broken=accept_broken,
-            given={"mirrored": twice}, name="recover",
+            given={"mirrored": twice, "teacher": teacher.digest, "data": data.digest},
+            name="recover",
         )  # fmt: skip
     for parameter in trained:
         parameter.requires_grad_(False)

@@ -27,6 +27,7 @@ from lighten.language_student import LanguageModel, LanguageStudent
 from lighten.learn import learn
 from lighten.learn_state import remove_states
 from lighten.learned_blocks import is_head
+from lighten.learning_numbers import check_numbers
 from lighten.length import Length
 from lighten.lesson import Lesson
 from lighten.measure import head_of
@@ -89,21 +90,25 @@ def made(run: Run, model: Model, plan: Plan) -> Made:
     return Made(plan, Weights(run, model, plan), model)
 
 
-def wish(length: str | None, learn_from: str | None) -> dict[str, str]:
+def wish(length: str | None, learn_from: str | None, patience: int | None = None) -> dict[str, Any]:
     """What a run's request says of learning; raises WrongUse, UnknownName, MissingPackage."""
     if length is None:
         if learn_from is not None:
             raise WrongUse("learn_from without recover", 'say how long too: --recover "500steps"')
         return {}
+    check_numbers(patience=patience)
     need_lightning()
     lesson = Lesson.parse(learn_from or "logits:1")
     SlicedLesson.check(lesson)
-    return {"recover": str(Length.parse(length)), "learn_from": str(lesson)}
+    return {"recover": str(Length.parse(length)), "learn_from": str(lesson)} | (
+        {} if patience is None else {"patience": patience}
+    )
 
 
 def recover(
     run: Run, before: Made, text: Callable[[], Tensor], *, length: str,
-    learn_from: str = "logits:1", mode: str | None = None, vectors: torch.dtype | None = None,
+    learn_from: str = "logits:1", patience: int | None = None, mode: str | None = None,
+    vectors: torch.dtype | None = None,
     seed: int = 0, rate: float = RATE, batch: int | None = None, folder: str = FOLDER,
     block_steps: int | None = None, block_mode: str = BLOCK_MODE,
 ) -> Made:  # fmt: skip
@@ -121,8 +126,8 @@ def recover(
         block_steps = BLOCK_STEPS if block_steps is None else block_steps
         mode = _mode(before) if mode is None else mode
         how = Learning(block_steps, block_mode, vectors is not None, seed)
-        _learn(run, before, kept, text(), how, length, learn_from, mode, vectors, seed, rate, batch,
-               place, folder)  # fmt: skip
+        _learn(run, before, kept, text(), how, length, learn_from, patience, mode, vectors, seed,
+               rate, batch, place, folder)  # fmt: skip
         remove_states(place)
     return _stored(run, kept)
 
@@ -167,8 +172,8 @@ def lessons(corpus: Corpus, tokenizer: Any, size: int, first: int, length: str) 
 
 def _learn(
     run: Run, before: Made, kept: Weights, text: Tensor, how: Learning, length: str,
-    learn_from: str, mode: str, vectors: torch.dtype | None, seed: int, rate: float,
-    batch: int | None, place: Path, folder: str,
+    learn_from: str, patience: int | None, mode: str, vectors: torch.dtype | None, seed: int,
+    rate: float, batch: int | None, place: Path, folder: str,
 ) -> None:  # fmt: skip
     device = torch.device(chosen("auto"))
     few = min(WATCHED, max(1, len(text) // 4))
@@ -195,7 +200,7 @@ def _learn(
         length=f"{steps}steps", rate=rate, batch=batch,
         evaluate=evaluate, optimizer="adamw", weight_decay=0.0,
         group=_group, precision=precision, folder=place, seed=seed,
-        every=max(1, steps // 5), accept_broken=True, name="learn scales",
+        every=max(1, steps // 5), patience=patience, accept_broken=True, name="learn scales",
     )  # fmt: skip
     frozen, values = student.freeze()
     for name in kept:

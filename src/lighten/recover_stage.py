@@ -51,12 +51,14 @@ class Recovery:
     seed: int = 0
     mirrored: bool | None = None
     optimizer: str = OPTIMIZER
+    patience: int | None = None
 
     @classmethod
     def of(
         cls, data: Any, length: str, learn_from: str, rate: float | None,
         augment: str | None, *, calibration: int, tested: bool, seed: int = 0, source: str = "",
         mirrored: bool | None = None, optimizer: str | None = None,
+        patience: int | None = None,
     ) -> Recovery:  # fmt: skip
         """Read what a user wrote, before anything is computed; raises WrongUse, MissingPackage.
 
@@ -67,14 +69,14 @@ class Recovery:
         need_lightning()
         span, lesson = Length.parse(length), Lesson.parse(learn_from)
         _ = usual_rate(optimizer or OPTIMIZER)  # is there such a one?
-        check_numbers(rate=rate)
+        check_numbers(rate=rate, patience=patience)
         found = training_data(
             data, calibration=calibration, tested=tested, seed=seed, augment=augment or "auto",
             source=source,
         )  # fmt: skip
         found.course.check(lesson.needs)
         return cls(span, lesson, rate, found.course.augment, found, seed, mirrored,
-                   optimizer or OPTIMIZER)  # fmt: skip
+                   optimizer or OPTIMIZER, patience)  # fmt: skip
 
     def check(self, network: Network) -> None:
         """Raises WrongUse where this network cannot teach as it is asked to, BadInput for labels
@@ -93,6 +95,7 @@ class Recovery:
             "length": str(self.length), "learn_from": str(self.lesson), "rate": self.rate,
             "augment": self.augment, "data": self.data.digest, "seed": self.seed,
             "mirrored": self.mirrored, "optimizer": self.optimizer,
+            "patience": self.patience,
         }  # fmt: skip
 
 
@@ -122,7 +125,8 @@ def recovered(
         found = recover(
             network, job.network, recovery.data, length=recovery.length, learn_from=recovery.lesson,
             rate=recovery.rate, masks=masks, folder=folder, seed=recovery.seed, keep_given=False,
-            mirrored=recovery.mirrored, optimizer=recovery.optimizer, accept_broken=True,
+            mirrored=recovery.mirrored, optimizer=recovery.optimizer, patience=recovery.patience,
+            accept_broken=True,
         )  # fmt: skip
         job.run.json(name, lambda: found.metrics, given=given)
         return found.network.module.state_dict()

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lighten.borrowed import send
 from lighten.breakdown import BrokeDown, broke_down
 from lighten.errors import BadOutput
 from lighten.event_log import EventLog
@@ -93,9 +94,9 @@ class Training:
         self.folder = folder
         if folder is not None and fabric.is_global_zero:
             self.kept = Checkpoints(folder, request)
-        self.student.to(fabric.device)
+        send(self.student, fabric.device)
         if isinstance(self.teacher, nn.Module):
-            self.teacher.to(fabric.device)
+            send(self.teacher, fabric.device)
             set_mode(self.teacher, False)
         self.best_state = copied(self.student)
         torch.manual_seed(seed_of(self.seed, "step", 0, fabric.global_rank))

@@ -27,6 +27,9 @@ from lighten.loaders import (
 )
 from lighten.samples import HELD_OUT, Samples, digest, draw, split
 
+SAMPLED = 256
+"""Images on disk that tell a data set from another: to read all may take longer than to learn."""
+
 MOST = 4_000_000_000
 """Bytes of examples that are collected from an iterable at most."""
 
@@ -34,8 +37,8 @@ MOST = 4_000_000_000
 @dataclass(frozen=True, eq=False)
 class TrainingData:
     """course: what is learned from. held_out (count, ...), labels (count,): what the best state is
-    chosen by; labels None where there are none. digest: sha256 in hex of what is held out and
-    of which are learned from."""
+    chosen by; labels None where there are none. digest: sha256 in hex of what is held out, of what
+    is learned from (of images on disk: of SAMPLED of them), its labels and its order."""
 
     course: ImageCourse
     held_out: Tensor
@@ -92,7 +95,7 @@ def training_data(
         augment = "crop+flip" if len(shape) == 3 and shape[0] in (1, 3) else "none"
     course = ImageCourse(inputs, labels, rows=order, augment=augment)
     x, y = others.batch(torch.arange(others.count), torch.Generator())
-    found = digest(x, y, course.rows)
+    found = digest(x, y, _known_by(inputs, order), labels, order)
     y = known(y)
     return TrainingData(course, x, y, source or str(getattr(data, "source", "")), found)
 
@@ -143,6 +146,13 @@ def _others(data: Any, inputs: Any) -> ImageCourse:
     found = ImageCourse(x, y)
     found.rows = found.rows[:HELD_OUT]
     return found
+
+
+def _known_by(inputs: Tensor | Images, rows: Tensor) -> Tensor:
+    """What tells inputs from others: all of a tensor, evenly spread ones of images on disk."""
+    if isinstance(inputs, Tensor):
+        return inputs
+    return inputs.pixels(rows[:: max(1, len(rows) // SAMPLED)])
 
 
 def _pair(data: Any) -> tuple[Any, Tensor | None]:

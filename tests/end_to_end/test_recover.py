@@ -227,6 +227,38 @@ def test_the_last_states_of_a_noisy_judge_count_as_well(teacher: Network, small:
     assert Judge(teacher, training_data(X, tested=True)).margin(-0.1) == 0.0
 
 
+def test_a_folder_is_of_one_teacher_and_one_set_of_data(
+    tmp_path: Path, teacher: Network, small: Network
+) -> None:
+    def again(master: Network, data: Any, held_out: Any) -> Any:
+        return recover(
+            small, master, training_data(data, held_out=held_out, augment="none"), length="2steps",
+            batch=16, folder=tmp_path, **CPU,
+        ).metrics  # fmt: skip
+
+    x, held = X[:100], X[100:]
+    first = again(teacher, (x, Y[:100]), held)
+    assert again(teacher, (x.clone(), Y[:100]), held)["after"] == first["after"]
+    other = teacher.with_module(copy.deepcopy(teacher.module))
+    with torch.no_grad():
+        other.module.head.weight.mul_(2)
+    for changed in (
+        (other, (x, Y[:100]), held), (teacher, (x + 1, Y[:100]), held),
+        (teacher, (x, 1 - Y[:100].clamp(max=1)), held), (teacher, (x, Y[:100]), held + 1),
+    ):  # fmt: skip
+        with pytest.raises(ChangedRequest, match="another training"):
+            again(*changed)
+
+
+def test_a_run_stops_where_patience_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Judge, "__call__", lambda *_: -1.0)  # nothing ever gets better
+    found = compress(tmp_path / "run", recover="10epochs", patience=2)
+    (learned,) = found.metrics["recover"]
+    assert learned["steps"] == 3  # of one epoch each: the first is the best so far
+    with pytest.raises(ChangedRequest, match="another request"):
+        compress(tmp_path / "run", recover="10epochs", patience=3)
+
+
 def test_a_run_takes_the_optimizer_that_it_is_given(tmp_path: Path) -> None:
     found = compress(
         tmp_path / "run", optimizer="muon", augment="crop+flip+cutmix", recover="2epochs"
@@ -383,6 +415,8 @@ def test_small_batches_and_batch_norms_do_not_go_together(teacher: Network, smal
         ({"optimizer": "lion"}, "optimizer `lion` is not known"),
         ({"recover": None, "optimizer": "muon"}, "optimizer says how to recover"),
         ({"rate": -1.0}, "a rate of -1"),
+        ({"patience": 0}, "a patience of 0"),
+        ({"recover": None, "patience": 2}, "patience says how to recover"),
         ({"recover": None, "rate": 0.1}, "rate says how to recover"),
     ],
 )

@@ -18,8 +18,9 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lighten.course import ImageCourse
 from lighten.errors import BadInput, ChangedRequest, MissingPackage, WrongUse
+from lighten.feed import LoaderFeed
 from lighten.learn import Length, learn
-from lighten.learn_state import join_state, split_state
+from lighten.learn_state import join_state, load_optimizer, optimizer_state, split_state
 from lighten.learning_rate import rate_at
 from lighten.lesson import Lesson
 from lighten.moving_average import MovingAverage
@@ -66,16 +67,18 @@ def test_it_never_gives_back_worse_than_it_was_given() -> None:
     assert same(student, before)
 
 
-def test_what_the_student_was_is_restored() -> None:
-    student = network(4, 1).eval()
+def test_what_the_networks_were_is_restored() -> None:
+    student, teacher = network(4, 1).eval(), network(8, 0).train()
+    teacher[0].eval()  # type: ignore[index]
     student[0].weight.requires_grad_(False)  # type: ignore[index, operator, union-attr]
     frozen = student[0].weight.clone()  # type: ignore[index, operator, union-attr]
     state = torch.get_rng_state()
     learn(
-        student, network(8, 0), Lesson.parse("logits"), ImageCourse(data(2, 32)), length="4steps",
+        student, teacher, Lesson.parse("logits"), ImageCourse(data(2, 32)), length="4steps",
         rate=0.1, batch=8, evaluate=lambda m: float(m(data(3, 8)).sum()), **CPU,
     )  # fmt: skip
     assert not student.training
+    assert [part.training for part in teacher] == [False, *[True] * 6]  # type: ignore[attr-defined]
     assert all(p.is_contiguous() for p in student.parameters())
     assert torch.equal(student[0].weight, frozen)  # type: ignore[index, union-attr]
     assert torch.equal(torch.get_rng_state(), state)
@@ -269,6 +272,31 @@ def test_data_that_ends_early_is_told_with_its_step() -> None:
         learned_of(linear(1), linear(0), data=batches, length="10steps")
 
 
+class Noisy(TensorDataset):
+    """Examples that a transform changes at random whenever they are read."""
+
+    def __getitem__(self, index: int) -> tuple[Tensor, ...]:
+        (x,) = super().__getitem__(index)
+        return (x + torch.randn(x.shape),)
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_a_loader_with_random_transforms_gives_a_step_what_it_would_have_had(
+    accumulate: int,
+) -> None:
+    feeds = [
+        LoaderFeed(DataLoader(Noisy(INPUTS), 8, shuffle=True), accumulate, seed=3) for _ in "ab"
+    ]
+    for step in range(6):
+        torch.manual_seed(step)  # as a training does
+        whole = feeds[0].at(step)
+    torch.manual_seed(5)
+    resumed = feeds[1].at(5)
+    assert len(whole) == len(resumed) == accumulate
+    assert all(torch.equal(a, b) for (a, _), (b, _) in zip(whole, resumed, strict=True))
+    assert not torch.equal(feeds[0].at(6)[0][0], whole[0][0])
+
+
 def test_a_loader_is_learned_from_as_a_course_is() -> None:
     loader = DataLoader(TensorDataset(INPUTS, torch.zeros(64)), 16, shuffle=True)
     teacher, student = linear(0), linear(1)
@@ -360,6 +388,21 @@ def test_an_average_is_taken_out_again() -> None:
     with average.inside(module):
         assert torch.allclose(module[0].weight, before[0].weight + 0.5)  # type: ignore[index, operator, union-attr]
     assert same(module, moved)
+
+
+def test_the_steps_of_a_fused_optimizer_are_counted_on_its_device() -> None:
+    there = nn.Parameter(torch.ones(3, 2))
+    made = torch.optim.AdamW([there])
+    there.grad = torch.ones(3, 2)
+    made.step()
+    stored = {k: v.clone() for k, v in optimizer_state(made, {there: "w"}).items()}
+    for fused, device in ((False, "cpu"), (True, "meta")):
+        here = nn.Parameter(torch.ones(3, 2, device="meta"))
+        again = torch.optim.AdamW([here])
+        again.param_groups[0]["fused"] = fused  # meta has no kernels, which are not called
+        load_optimizer(again, {here: "w"}, stored)
+        assert again.state[here]["step"].device.type == device
+        assert again.state[here]["exp_avg"].device.type == "meta"
 
 
 def test_states_become_json_and_tensors_and_come_back() -> None:

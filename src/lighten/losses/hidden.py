@@ -12,6 +12,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from lighten.devices import widest
 from lighten.registry import losses
 from lighten.seen import Seen, aligned, matched, one_of, trained_part, unit
 
@@ -75,9 +76,12 @@ class Hidden:
 
 def _fitted(x: Tensor, y: Tensor) -> Tensor:
     """W (out, in) for which x Wᵀ is nearest to y in least squares, with a little ridge."""
+    home = x.device
+    if widest(home) != torch.float64:
+        x, y = x.cpu(), y.cpu()
     x, y = x.double(), y.double()
     gram = x.T @ x
     ridge = 1e-4 * gram.diagonal().mean().clamp(min=1e-12)
     eye = torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
     found: Tensor = torch.linalg.solve(gram + ridge * eye, x.T @ y)
-    return found.T.float()
+    return found.T.float().to(home)
