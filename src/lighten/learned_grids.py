@@ -31,7 +31,8 @@ class WeightGrid(nn.Module):
     """A weight (out, in) of integers with a scale for each row or group.
 
     dense: learn the codes as well: what turns first are those that the float weight, (out, in), is
-    far from. None: keep them.
+    far from; where it is zero and so is the code, the weight was pruned, and both stay. None: keep
+    them.
     """
 
     def __init__(self, name: str, weight: Compressed, dense: Tensor | None = None) -> None:
@@ -59,6 +60,8 @@ class WeightGrid(nn.Module):
         self.codes: nn.Parameter | None = None
         self.beside: Tensor | None
         self.register_buffer("beside", None, persistent=False)
+        self.stays: Tensor | None
+        self.register_buffer("stays", None, persistent=False)
         if dense is not None:
             self.codes = nn.Parameter(torch.zeros(weight.shape).to(zero))
             step = grid["scale"].unsqueeze(2)
@@ -66,6 +69,7 @@ class WeightGrid(nn.Module):
             beside = dense.reshape(self.group) / torch.where(step > 0, step, 1.0) - level
             beside = torch.clamp(level + beside.clamp(-NEAR, NEAR), *self._ends()) - level
             self.beside = beside
+            self.stays = (level != 0) | (dense.reshape(self.group) != 0)
         self.factor = 1 / math.sqrt(self.width * max(self.last // 2, 1))
 
     def scales(self) -> Tensor:
@@ -81,12 +85,12 @@ class WeightGrid(nn.Module):
         1)."""
         scale, zero = self.scales().unsqueeze(2), self.middle.unsqueeze(2)
         level = self.start.view(self.group).float() - zero
-        if self.codes is not None and self.beside is not None:
+        if self.codes is not None and self.beside is not None and self.stays is not None:
             wanted = level + self.beside + CODES * self.codes.view(self.group)
             safe = torch.where(scale > 0, scale, 1.0)
             wanted = wanted * torch.where(scale > 0, self.scale0.unsqueeze(2) / safe, 1.0)
             wanted = torch.clamp(wanted, *self._ends())
-            level = straight(wanted, wanted.round())
+            level = straight(wanted, wanted.round()) * self.stays
         return level, scale
 
     def _ends(self) -> tuple[Tensor, Tensor]:

@@ -115,7 +115,8 @@ class Lockstep:
             whole = whole + fold
         if name not in self.weights:  # a weight read twice is rounded for its first reader
             aim = fitted(folds, as_groups) if self.refit else as_groups
-            self.weights[name] = rounded(whole, aim, spec)
+            kept = as_groups != 0  # what was pruned stays pruned
+            self.weights[name] = rounded(whole, aim, spec, None if bool(kept.all()) else kept)
         code = self.weights[name]
         q = code.dense().view_as(as_groups)
         if self.correct and (bias is None or _owns(bias_node(node))):

@@ -74,10 +74,9 @@ def compress(
     found that keeps it. data: text to calibrate on (lighten.data.load_text). samples windows of
     `length` tokens are used, and the next 16 to measure on. recover: "500steps" or "1epochs" of
     learning scales, mins and norms from the model as it came, on the text behind those; learn_from:
-    a lesson, "logits:1" where none is given (see lighten.lesson). patience: how many of the five
-    evaluations of all weights together may bring nothing before it stops. even_columns: columns of
-    weights are scaled before they are rounded, and what feeds them by the inverse
-    (lighten.even_columns). Calling again resumes. Raises UserError for what a person can mend.
+    a lesson, "logits:1" where none is given (see lighten.lesson). patience: evaluations without a
+    better one after which it stops. even_columns: see lighten.even_columns. Calling again resumes.
+    Raises UserError for what a person can mend.
     """
     if (budget is None) == (max_kld is None):
         raise WrongUse("give either a budget or max_kld", 'for example --budget "4.5bpw"')
@@ -344,10 +343,8 @@ def _recovered(
     first = len(job.calibration) + len(job.held_out)
     text = partial(lessons, corpus, model.tokenizer, job.held_out.shape[1], first, asked["recover"])
     full = torch.float32 if job.exporter.name == "gguf" else None
-    new = recover_language(job.run, old, text, length=asked["recover"], vectors=full,
-                           learn_from=asked["learn_from"], patience=asked.get("patience"),
-                           seed=job.seed)  # fmt: skip
-
+    how = {k: asked[k] for k in ("learn_from", "patience") if k in asked} | {"seed": job.seed}
+    new = recover_language(job.run, old, text, length=asked["recover"], vectors=full, **how)
     after = _measured(job, "recovered", new)
     taken = take(job.run, old, new, quality[quality["chosen"]], after)
     chosen = "recovered" if taken.weights is new.weights else quality["chosen"]

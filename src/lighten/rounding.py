@@ -25,6 +25,7 @@ from lighten.network import LINEAR
 from lighten.registry import formats, solvers
 from lighten.rewrite import groups, transposed
 from lighten.soft_rounding import learn_codes
+from lighten.sparse import fit_kept
 from lighten.sweep import DAMP
 from lighten.types import Compressed, Spec, Stats
 
@@ -159,21 +160,28 @@ def _ridge(m: Moments, weight: Tensor, ridge: float) -> Tensor:
     return weight + step.transpose(1, 2)
 
 
-def rounded(m: Moments, weight: Tensor, spec: Spec) -> Compressed:
-    """weight (g, out / g, in) -> codes as (out, in), each group rounded on its own Hessian."""
+def rounded(m: Moments, weight: Tensor, spec: Spec, kept: Tensor | None = None) -> Compressed:
+    """weight (g, out / g, in) -> codes as (out, in), each group rounded on its own Hessian.
+
+    kept: (g, out / g, in) bool, None: all; the others, which were pruned, stay zero."""
     g, rows, n = weight.shape
     _, _, c, _ = m.centred()
     if g == 1:
         solver = solvers[spec.solver or "gptq"]
-        result: Compressed = solver(weight[0], Stats(int(m.n), c[0]), spec)
+        stats = Stats(int(m.n), c[0])
+        if kept is not None and spec.solver != "rtn":
+            pruned: Compressed = solver(weight[0], stats, spec, kept=kept[0])
+            return pruned
+        result: Compressed = solver(weight[0] if kept is None else weight[0] * kept[0], stats, spec)
         return result
+    kept = torch.ones_like(weight, dtype=torch.bool) if kept is None else kept
     if spec.solver == "rtn":
-        flat: Compressed = solvers["rtn"](weight.reshape(g * rows, n), None, spec)
+        flat: Compressed = solvers["rtn"]((weight * kept).reshape(g * rows, n), None, spec)
         return flat
-    return _grouped(weight, c, spec)
+    return _grouped(weight, c, spec, kept)
 
 
-def _grouped(weight: Tensor, hessian: Tensor, spec: Spec) -> Compressed:
+def _grouped(weight: Tensor, hessian: Tensor, spec: Spec, kept: Tensor) -> Compressed:
     """The sweep over all groups at once, or what is learned from there: many small Hessians."""
     g, rows, n = weight.shape
     fmt = formats[str(spec.format)]
@@ -184,16 +192,17 @@ def _grouped(weight: Tensor, hessian: Tensor, spec: Spec) -> Compressed:
     importance = upper.diagonal(dim1=1, dim2=2).square().reciprocal()  # (g, in)
     w = weight.clone()
     flat = (g * rows, n)
-    grid = fmt.fit(w.reshape(flat), importance.repeat_interleave(rows, 0))
+    stays = kept.reshape(flat)
+    grid = fit_kept(fmt, w.reshape(flat), stays, importance.repeat_interleave(rows, 0))
     codes = []
     for i in range(n):
-        code = fmt.encode(w[:, :, i].reshape(-1, 1), grid, i)
+        code = fmt.encode((w[:, :, i] * kept[:, :, i]).reshape(-1, 1), grid, i)
         gap = w[:, :, i] - fmt.decode(code, grid, i).view(g, rows)
         gap = gap / upper[:, i, i].unsqueeze(1)
         w[:, :, i:] -= gap.unsqueeze(2) * upper[:, i, i:].unsqueeze(1)
         codes.append(code)
     swept = torch.cat(codes, 1)
-    nearest = fmt.encode(weight.reshape(flat), grid)
+    nearest = fmt.encode((weight * kept).reshape(flat), grid)
 
     def cost(code: Tensor) -> Tensor:
         gap = weight - fmt.decode(code, grid).view(g, rows, n)
@@ -210,5 +219,6 @@ def _grouped(weight: Tensor, hessian: Tensor, spec: Spec) -> Compressed:
         learned = learn_codes(
             weight.reshape(flat), product, diagonal, fmt, chosen, grid, LEARNED_STEPS
         )
+        learned = torch.where(stays, learned, chosen)
         chosen = torch.where((cost(learned) < cost(chosen)).unsqueeze(1), learned, chosen)
     return Compressed(spec, flat, fmt, fmt.pack(chosen, grid))

@@ -316,6 +316,15 @@ def fit_kept(fmt: Any, w: Tensor, kept: Tensor, importance: Tensor | None = None
     return grid
 
 
+def pinned(fmt: Any, codes: Tensor, grid: Grid) -> tuple[Tensor, Grid]:
+    """Codes and grid without its mask: what does not stay has the code that stands for 0."""
+    if "mask" not in grid:
+        return codes, grid
+    bare = _bare(grid)
+    zero = fmt.encode(torch.zeros(codes.shape, device=codes.device), bare)
+    return torch.where(grid["mask"], codes, zero), bare
+
+
 def pack_mask(kept: Tensor) -> Tensor:
     """(out, n) bool -> (out, ceil(n / 8)) uint8, the first position in the lowest bit."""
     bits = torch.nn.functional.pad(kept.to(torch.uint8), (0, -kept.shape[1] % 8))

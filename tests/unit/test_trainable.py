@@ -151,7 +151,7 @@ def test_a_step_of_an_edge_learns_as_lsq_does() -> None:
 def test_a_step_of_a_weight_learns_as_lsq_does() -> None:
     torch.manual_seed(0)
     code: Compressed = solvers["rtn"](torch.randn(3, 16), None, Spec("int4_channel_sym"))
-    grid = WeightGrid("w", code, code.dense())
+    grid = WeightGrid("w", code, code.dense() + 1e-9)  # a float weight of 0 would be a pruned one
     with torch.no_grad():
         grid.codes += torch.randn(3, 16) / CODES
     dense = grid()
