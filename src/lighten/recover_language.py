@@ -93,8 +93,9 @@ def made(run: Run, model: Model, plan: Plan) -> Made:
 def wish(length: str | None, learn_from: str | None, patience: int | None = None) -> dict[str, Any]:
     """What a run's request says of learning; raises WrongUse, UnknownName, MissingPackage."""
     if length is None:
-        if learn_from is not None:
-            raise WrongUse("learn_from without recover", 'say how long too: --recover "500steps"')
+        for name, given in (("learn_from", learn_from), ("patience", patience)):
+            if given is not None:
+                raise WrongUse(f"{name} without recover", 'say how long too: --recover "500steps"')
         return {}
     check_numbers(patience=patience)
     need_lightning()

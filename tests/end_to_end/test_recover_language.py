@@ -252,6 +252,19 @@ def test_killed_while_it_learns_it_goes_on_to_the_same_file(
     assert again.exported.read_bytes() == whole.exported.read_bytes()
 
 
+def test_it_stops_where_patience_ends(
+    tiny: Tiny, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recover_language.Watched, "__call__", lambda *_: -1.0)
+    asked = {**ASKED, "recover": "10steps", "budget": "45%", "data": text, "out": tmp_path / "run"}
+    found = lighten.compress(tiny("llama"), patience=1, **asked)
+    assert found.metrics["recover"][0]["steps"] == 2  # a fifth of all, where it was evaluated
+    with pytest.raises(errors.ChangedRequest, match="another request"):
+        lighten.compress(tiny("llama"), patience=2, **asked)
+    with pytest.raises(errors.WrongUse, match="patience without recover"):
+        pipeline.compress(tiny("llama"), **{**asked, "recover": None, "patience": 2})
+
+
 def test_few_steps_leave_no_less_text_to_blocks(tiny: Tiny, text: Path) -> None:
     corpus, tokenizer = load_text(text), open_model(tiny("llama")).tokenizer
 
