@@ -24,6 +24,7 @@ import peer
 from lighten import pipeline
 from lighten.allocate import allocate
 from lighten.data import load_text
+from lighten.language_job import job_of
 from lighten.model import open_model
 from lighten.registry import exporters
 from lighten.run import Run
@@ -51,7 +52,7 @@ def main() -> None:
     corpus, exporter = load_text(arguments.calibration), exporters["gguf"]
     request = {"model": model.digest, "data": corpus.digest, "benchmark": "gguf_quality"}
     with Run.open(cache / "ours", request) as run:
-        job = pipeline._job(run, model, corpus, exporter, 64, 512, 0)
+        job = job_of(run, model, corpus, exporter, 64, 512, 0)
         began = time.time()
         candidates = pipeline._candidates(job)
         print(f"candidates {time.time() - began:.0f} s", file=sys.stderr)

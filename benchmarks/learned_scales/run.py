@@ -34,6 +34,7 @@ from lighten.allocate import allocate
 from lighten.data import Corpus, load_text
 from lighten.even_columns import evened
 from lighten.language_blocks import Learning, learn_language_blocks
+from lighten.language_job import job_of
 from lighten.learned_blocks import FACTS
 from lighten.model import open_model
 from lighten.progress import note
@@ -93,7 +94,7 @@ def main() -> None:
     home = "-".join(["learned", arguments.copy, columns])
     with Run.open(cache / home, request) as run:
         model = evened(run, model) if arguments.even_columns else model
-        job = pipeline._job(run, model, corpus, exporters["gguf"], 64, 512, 0)
+        job = job_of(run, model, corpus, exporters["gguf"], 64, 512, 0)
         candidates = pipeline._candidates(job)
         for size in sizes:
             plan = allocate(candidates, size, job.exporter.fixed_bytes(model))

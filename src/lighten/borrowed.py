@@ -6,6 +6,8 @@ A graph of torch.export has the device that it was traced on in the calls that m
 
 from __future__ import annotations
 
+import copy
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import chain
@@ -30,6 +32,14 @@ def borrowed(*modules: nn.Module) -> Iterator[None]:
                 send(module, home)
         for part, mode in modes.items():
             part.training = mode
+
+
+def own_copy(module: nn.Module) -> nn.Module:
+    """A copy that shares nothing with the module."""
+    with warnings.catch_warnings():
+        # torch warns of how it compares the specs of a graph's arguments when it copies them itself
+        warnings.simplefilter("ignore", FutureWarning)
+        return copy.deepcopy(module)
 
 
 def send(module: nn.Module, device: torch.device) -> None:

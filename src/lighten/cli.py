@@ -46,6 +46,7 @@ from lighten.options import (
     Size,
     Std,
     Test,
+    TestImages,
     Version,
     Weights,
 )
@@ -93,7 +94,7 @@ def compress(
         str | None, typer.Option(help='Of a network: weights that go too, "0.5" or "2:4".')
     ] = None,
     weights: Weights = None,
-    test: Test = None,
+    test: TestImages = None,
     size: Size = None,
     mean: Mean = None,
     std: Std = None,

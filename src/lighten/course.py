@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lighten.errors import BadInput, WrongUse
 from lighten.images import Images, normalised
+from lighten.loaders import known
 
 AUGMENTATIONS = ("none", "flip", "crop+flip", "crop+flip+cutmix")
 PAD = 4
@@ -70,6 +71,7 @@ class ImageCourse:
         self.rows = torch.arange(len(inputs)) if rows is None else rows
         if not len(self.rows):
             raise BadInput("there is no example to learn from", "give more data")
+        self._images = inputs if isinstance(inputs, Images) else None
         self._read: Callable[[Tensor], Tensor]
         self._read = inputs.pixels if isinstance(inputs, Images) else inputs.__getitem__
         self.labels, self.augment, self.mean, self.std = labels, augment, mean, std
@@ -77,6 +79,10 @@ class ImageCourse:
     @property
     def count(self) -> int:
         return len(self.rows)
+
+    def name(self, row: int) -> str:
+        """What a message calls an input: its file, its row, or its place here."""
+        return f"example {row}" if self._images is None else self._images.name(row)
 
     @property
     def mirrored(self) -> bool:
@@ -88,7 +94,7 @@ class ImageCourse:
         """Raises WrongUse for a lesson that needs labels where examples have none."""
         if "labels" not in needs:
             return
-        if self.labels is None:
+        if known(self.labels) is None:
             raise WrongUse("the lesson needs labels, the data has none", "learn from `logits`")
         if "cutmix" in self.augment:
             raise WrongUse(

@@ -32,6 +32,7 @@ from lighten.followed_run import FollowedRun, check_processes, follows, led
 from lighten.front import is_network
 from lighten.learn_state import remove_states
 from lighten.lesson import Lesson
+from lighten.loaders import check_other
 from lighten.look.distillation import look
 from lighten.network import Network
 from lighten.network_results import verify
@@ -156,6 +157,7 @@ def distill(
         accelerator=accelerator, devices=devices, seed=seed,
     )  # fmt: skip
     how.check()
+    check_other(data, test)
     if text:
         _only_networks(teacher, {
             "example_inputs": example_inputs, "evaluate": evaluate, "augment": augment,
@@ -178,6 +180,8 @@ def distill(
         student_weights=student_weights, size=size, mean=mean, std=std, crop=crop,
         samples=1024 if samples is None else samples,
     )  # fmt: skip
+    # a student made from the teacher is checked again once it is there
+    asked.check(asked.student if isinstance(asked.student, Network) else asked.teacher)
     folder = asked.folder if out is None else Path(out)
     if several(how.devices, how.accelerator):
         check_processes(folder)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from torch import Tensor, nn
 
 from lighten.errors import WrongUse
+from lighten.loaders import check_other
 from lighten.network import Network
 from lighten.pipeline import compress as compress_language_model
 from lighten.result import Result
@@ -124,6 +125,7 @@ def compress(
     from lighten.network_runs import storable
 
     need_data(data)
+    check_other(data, test)
     network, recovery, scales = opened(model, example_inputs, weights, size), None, None
     if recover is not None or learn is not None:
         from lighten.recover_stage import Recovery

@@ -177,6 +177,8 @@ class GradualPruning:
             if weight.grad is None:
                 continue
             g = weight.grad.detach().float()
+            if not bool(torch.isfinite(g).all()):  # a step that a scaler of float16 passes over
+                continue
             mean, square = self.seen.get(name, (g, g.square()))
             self.seen[name] = (
                 mean.to(g.device).lerp(g, 1 - DECAY),

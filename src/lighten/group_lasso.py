@@ -65,7 +65,7 @@ class GroupLasso:
             couplings.check(staying)
         self.couplings, self.staying = couplings, staying
         self.strength, self.growth, self.every, self.most = strength, growth, every, most
-        self.contrast, self.by_step, self.last = contrast, proximal, 0
+        self.contrast, self.proximal, self.last = contrast, proximal, 0
         self.tensors = dict(module.named_parameters())
         self.axes = [a for a in couplings.free if staying is None or a.name in staying]
         if not self.axes:
@@ -97,28 +97,32 @@ class GroupLasso:
     def step(self, step: int, optimizer: Optimizers = None) -> None:
         """λ grows; with an optimizer, w_u ← w_u max(0, 1 - rate λ γ_u √|w_u| / ‖w_u‖) too.
 
-        rate: the optimizer's learning rate. Groups of different axes share weights: axes are
-        stepped one after the other. Raises WrongUse for a step backwards.
+        rate: the learning rate that the optimizer has for this weight; what it does not move stays.
+        Groups of different axes share weights: axes are stepped one after the other. Raises
+        WrongUse for a step backwards.
         """
         if step < self.last:
             raise WrongUse(f"step {step} comes after step {self.last}", "count over all epochs")
         fresh, self.last = step > self.last, step
-        if self.by_step and optimizer is not None and fresh:
+        if self.proximal and optimizer is not None and fresh:
             given = optimizer if isinstance(optimizer, Iterable) else (optimizer,)
-            self.press(max(float(g["lr"]) for o in given for g in o.param_groups))
+            groups = [group for o in given for group in o.param_groups]
+            rates = {id(p): float(group["lr"]) for group in groups for p in group["params"]}
+            self.press({n: rates[id(p)] for n, p in self.tensors.items() if id(p) in rates})
 
     @torch.no_grad()
-    def press(self, rate: float) -> None:
-        """One proximal step of a learning rate."""
+    def press(self, rate: float | Mapping[str, float]) -> None:
+        """One proximal step. rate: of learning, for all weights or by their names."""
         for axis in self.axes:
             square, size = self._squares(axis)
             norm = square.sqrt()
-            press = rate * self.weight * self._pressure(axis, norm, size)
-            left = (1 - press / norm.clamp(min=1e-30)).clamp(min=0)
+            press = self.weight * self._pressure(axis, norm, size) / norm.clamp(min=1e-30)
             for m in axis.members:
                 weight = self.tensors.get(m.parameter)
-                if weight is None:
+                own = rate.get(m.parameter) if isinstance(rate, Mapping) else rate
+                if weight is None or own is None:
                     continue
+                left = (1 - own * press).clamp(min=0)
                 factor = torch.ones(weight.shape[m.dim], device=weight.device, dtype=weight.dtype)
                 index = m.index.to(weight.device)
                 factor[index] = left[:, None].expand_as(index).to(weight)
@@ -172,7 +176,7 @@ class GroupLasso:
     def _request(self) -> dict[str, Any]:
         return {
             "strength": self.strength, "growth": self.growth, "every": self.every,
-            "most": self.most, "contrast": self.contrast, "proximal": self.by_step,
+            "most": self.most, "contrast": self.contrast, "proximal": self.proximal,
         }  # fmt: skip
 
     def state_dict(self) -> dict[str, Any]:

@@ -99,6 +99,10 @@ class Images:
         """Whether the class of each is known."""
         return self.store.source.labels is not None
 
+    def name(self, index: int) -> str:
+        """What a message calls a picture: its file, or its row in a file."""
+        return self.store.source.name(int(self.rows[index]))
+
     def tensor(self, which: Which = None) -> Tensor:
         """(n, channels, h, w) float32, (pixel / 255 - mean) / std; all of them unless told which.
 

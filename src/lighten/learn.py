@@ -98,8 +98,10 @@ def learn(
     is better; called every `every` steps (an epoch, at most a fifth of all).
     patience: evaluations without a better one after which it stops. average: decay of a moving
     average of the weights, evaluated too. clip: largest norm of the gradient. accumulate: parts
-    that a batch is computed in. penalty: added to the loss. folder: of checkpoints (after each
-    evaluation, every `save_every` steps and every `minutes`), history.jsonl and TensorBoard.
+    that a batch is computed in. penalty: added to the loss; one with a `step` (see
+    lighten.group_lasso) takes it after each of the optimizer, a proximal one instead. folder: of
+    checkpoints (after each evaluation, every `save_every` steps and every `minutes`), history.jsonl
+    and TensorBoard.
     precision: "32-true", "bf16-mixed", "auto". devices, strategy: as Lightning Fabric has them
     ("ddp" with devices=2 runs the calling script once more), "fsdp" spreads weights, gradients and
     the optimizer's state over them (lighten.sharding). before_step is called with the steps done so

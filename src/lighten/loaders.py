@@ -8,7 +8,8 @@ another thing.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -144,6 +145,17 @@ def read_dataset(
         ) from error
 
 
+def check_other(data: Any, test: Any) -> None:
+    """Raises WrongUse where what is measured on is what is learned from and calibrated on."""
+    paths = isinstance(data, str | Path) and isinstance(test, str | Path)
+    same = Path(data).resolve() == Path(test).resolve() if paths else data is test
+    if data is not None and same:
+        raise WrongUse(
+            "test is the data itself: nothing would be measured that was not learned from",
+            "leave test out (a part of the data is held out then), or give other data",
+        )
+
+
 def check_finite(x: Tensor) -> None:
     """Raises BadInput where inputs are not finite, and says which."""
     if not x.is_floating_point() or bool(torch.isfinite(x).all()):
@@ -156,10 +168,14 @@ def check_finite(x: Tensor) -> None:
     )
 
 
-def check_classes(labels: Tensor | None, classes: int, source: str, who: str = "network") -> None:
+def check_classes(
+    labels: Tensor | None, classes: int, source: str, who: str = "network",
+    name: Callable[[int], str] = "example {}".format,
+) -> None:  # fmt: skip
     """Raise BadInput where a label is no class of a network that has so many, and say which.
 
-    who: whose classes they are. IGNORED marks an example without a label.
+    who: whose classes they are. name: what an example is called. IGNORED marks one without a
+    label.
     """
     if labels is None:
         return
@@ -171,7 +187,7 @@ def check_classes(labels: Tensor | None, classes: int, source: str, who: str = "
     if bool(wrong.any()):
         first = int(wrong.nonzero()[0])
         raise BadInput(
-            f"{source}: the label of example {first} is {int(labels[first])}, but the {who} has"
+            f"{source}: the label of {name(first)} is {int(labels[first])}, but the {who} has"
             f" {classes} classes: 0 to {classes - 1} ({int(wrong.sum())} of {len(labels)} are out"
             " of range)",
             f"labels count from 0, {IGNORED} marks what has none; is the data of other classes?",
@@ -186,7 +202,16 @@ def known(labels: Tensor | None) -> Tensor | None:
 def _to_the_end(batches: Iterable[Any]) -> Iterator[Any]:
     """What a loader gives; raises BadInput where it ends before the length that it has."""
     count, said = 0, length_of(batches)
-    for item in batches:
+    left = iter(())
+    while True:
+        # what shuffles and what transforms at random draw from torch's generator: as the data is
+        # part of what a run is known by, the same call must read the same
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(count)
+            left = left if count else iter(batches)
+            item = next(left, left)
+        if item is left:
+            break
         yield item
         count += 1
     if said is not None and count < said:

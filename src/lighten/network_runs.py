@@ -118,6 +118,12 @@ def replan(run: str | Path, budget: str) -> dict[str, Any]:
 
 def _asked(run: Run) -> dict[str, Any]:
     """How the run's network is opened again; raises WrongUse where it cannot be."""
+    if "student" in run.request:
+        raise WrongUse(
+            f"{run.folder} is a run of distill: it has no plan",
+            f"lighten.load opens what was learned, {run.path('model')}; lighten.write_onnx writes"
+            " it as ONNX",
+        )
     if not run.whole(f"{ASKED}.json"):
         raise WrongUse(
             f"{run.folder} was made from a module in memory, which cannot be opened again",

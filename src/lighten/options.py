@@ -59,6 +59,9 @@ Weights = Annotated[
     Path | None, typer.Option(help="Of a network: .safetensors, or .pt with tensors only.")
 ]
 Test = Annotated[Path | None, typer.Option(help="Other images, or text, to measure on.")]
+TestImages = Annotated[
+    Path | None, typer.Option("--test", help="Other images to measure on, of a network.")
+]
 Size = Annotated[int | None, typer.Option(min=1, help="Side of the images that a network takes.")]
 Mean = Annotated[
     str | None, typer.Option(help='Of pixels in [0, 1]: "0.485,0.456,0.406" or "imagenet".')

@@ -23,16 +23,16 @@ from lighten.atomic import write_text
 from lighten.calibrate import Stream
 from lighten.candidates import as_row, candidates, stored_candidates
 from lighten.choose_plan import best_of, smallest
-from lighten.data import Corpus, load_text, windows
+from lighten.data import Corpus, load_text
 from lighten.errors import WrongUse
-from lighten.language_job import Job
+from lighten.language_job import HELD_OUT_WINDOWS, Job, job_of
 from lighten.look.language import look
 from lighten.measure import fits_context
 from lighten.model import Model, open_model
 from lighten.preflight import preflight
 from lighten.progress import stage
 from lighten.quality import Reference, measure_weights
-from lighten.recover_language import Made, broken, lessons, take, wish
+from lighten.recover_language import Made, broken, check_text, lessons, take, wish
 from lighten.recover_language import made as made_by
 from lighten.recover_language import recover as recover_language
 from lighten.registry import exporters, formats
@@ -48,7 +48,6 @@ from lighten.types import Budget, Candidate, Layer, Plan, Spec, Stats
 from lighten.verify import opens_in_llama_cpp, verify
 
 SENSITIVITY_WINDOWS = 16
-HELD_OUT_WINDOWS = 16
 SOLVER = "gptq"
 
 
@@ -104,9 +103,11 @@ def compress(
     source = str(opened.path.absolute()) if Path(model).expanduser().exists() else str(model)
     settings = {"export": export, "samples": samples, "length": length, "seed": seed}
     settings |= teach | even
+    if teach:
+        check_text(corpus, opened.tokenizer, length, samples + HELD_OUT_WINDOWS, seed)
     preflight(folder, disk=3 * opened.nbytes, memory=_memory_needed(opened, samples * length))
     with Run.open(folder, wanted | settings | {"source": source}) as run, logged(run):
-        job = _job(run, opened, corpus, exporter, samples, length, seed)
+        job = job_of(run, opened, corpus, exporter, samples, length, seed)
         if even_columns:
             opened = columns.evened(run, opened)
             job = replace(job, model=opened)
@@ -211,21 +212,6 @@ def _model_of(run: Run) -> Model:
 
 
 # -- stages --------------------------------------------------------------------------------------
-def _job(
-    run: Run, model: Model, corpus: Corpus, exporter: Any, samples: int, length: int, seed: int
-) -> Job:
-    """Tokens: the first `samples` windows to calibrate on, the ones after them to measure on."""
-    ids = windows(corpus, model.tokenizer, length, samples + HELD_OUT_WINDOWS, seed=seed)
-    whole = len(ids) == samples + HELD_OUT_WINDOWS
-    held_out = HELD_OUT_WINDOWS if whole else min(HELD_OUT_WINDOWS, max(1, len(ids) // 4))
-    if len(ids) < 2:
-        raise WrongUse(
-            f"{corpus.source} gives {len(ids)} window of {length} tokens",
-            "two are needed, one of them to measure on: give more text or a smaller --length",
-        )
-    return Job(run, model, exporter, ids[:-held_out][:samples], ids[-held_out:], seed)
-
-
 def _candidates(job: Job) -> list[Candidate]:
     """The stored candidates, or the sensitivity pass that finds them."""
     model, run = job.model, job.run
@@ -341,7 +327,8 @@ def _recovered(
     """What the weights learned, where that lost no more on the held-out windows than before."""
     model, asked = job.model, job.run.request
     first = len(job.calibration) + len(job.held_out)
-    text = partial(lessons, corpus, model.tokenizer, job.held_out.shape[1], first, asked["recover"])
+    text = partial(lessons, corpus, model.tokenizer, job.held_out.shape[1], first, asked["recover"],
+                   job.seed)  # fmt: skip
     full = torch.float32 if job.exporter.name == "gguf" else None
     how = {k: asked[k] for k in ("learn_from", "patience") if k in asked} | {"seed": job.seed}
     new = recover_language(job.run, old, text, length=asked["recover"], vectors=full, **how)

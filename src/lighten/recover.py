@@ -14,6 +14,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from lighten.borrowed import own_copy
 from lighten.errors import BadInput, UserError, WrongUse
 from lighten.graph_norms import has_norms, learning_norms
 from lighten.heads import classes_last
@@ -230,11 +231,15 @@ class Judge:
 
 
 def teaching(teacher: Network, lesson: Lesson, mirrored: bool = False) -> nn.Module:
-    """What teaches: batch norms folded where only outputs are looked at; see lighten.mirrored."""
+    """What teaches: batch norms folded where only outputs are looked at; see lighten.mirrored.
+
+    It shares nothing with the teacher, which may be asked elsewhere while this is on a device.
+    """
     module = teacher.module
     if not lesson.needs & INSIDE:
         try:
             module = transforms["fold_batchnorm"](teacher).module
         except BadInput as error:
             note(f"the teacher runs as it is, its batch norms cannot be folded: {error.message}")
+    module = own_copy(module)
     return Mirrored(module) if mirrored else module

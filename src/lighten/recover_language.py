@@ -23,6 +23,7 @@ from lighten.data import Corpus, windows
 from lighten.devices import best_precision, chosen, need_lightning
 from lighten.errors import BadInput, WrongUse
 from lighten.language_blocks import HEAD_WINDOWS, LEAST, Learning, learn_language_blocks
+from lighten.language_job import HELD_OUT_WINDOWS
 from lighten.language_student import LanguageModel, LanguageStudent
 from lighten.learn import learn
 from lighten.learn_state import remove_states
@@ -58,6 +59,9 @@ RATE = 3e-4
 
 FACTORS = {"row": 1.0, "vector": 1.0, "theta": 0.1, "offset": 6.6}
 """What a rate is multiplied by: rows, norms, the grid's entries, codes (in steps of the grid)."""
+
+FEWEST = 2
+"""Windows to learn from: one of them is watched."""
 
 CODES = 250_000_000
 """Weights up to which codes learn in the whole as well: each of them takes 24 bytes more then."""
@@ -151,8 +155,24 @@ def broken(learned: Mapping[str, Any]) -> list[str]:
     return [f"{learned['broke']}; the best state before, of step {learned['best_step']}, is kept"]
 
 
-def lessons(corpus: Corpus, tokenizer: Any, size: int, first: int, length: str) -> Tensor:
-    """Windows (count, size) to learn from: behind the `first` that are calibrated and measured on.
+def check_text(corpus: Corpus, tokenizer: Any, size: int, first: int, seed: int) -> None:
+    """Raises BadInput where nothing to learn from lies behind the `first` windows of a text."""
+    found = len(windows(corpus, tokenizer, size, first + FEWEST, seed))
+    if found < first + FEWEST:
+        fits = found - FEWEST - HELD_OUT_WINDOWS
+        raise BadInput(
+            f"{corpus.source} gives {found} windows of {size} tokens, and {first} are calibrated"
+            f" and measured on: no text is left to learn from",
+            "give more text"
+            + (f", or --samples {fits}" if fits > 0 else ", or a smaller --length"),
+        )
+
+
+def lessons(
+    corpus: Corpus, tokenizer: Any, size: int, first: int, length: str, seed: int = 0
+) -> Tensor:
+    """Windows (count, size) to learn from: behind the `first` that are calibrated and measured on,
+    of documents in the same order (`seed`).
 
     Few steps together leave no less text to blocks, which learn before. Raises BadInput where the
     text ends before there are two.
@@ -161,8 +181,8 @@ def lessons(corpus: Corpus, tokenizer: Any, size: int, first: int, length: str) 
     batch = max(1, TOKENS // size)
     wanted = max(int(asked.count) * batch, HEAD_WINDOWS)
     most = wanted if asked.unit == "steps" else 10**8 // size
-    found = windows(corpus, tokenizer, size, first + WATCHED + most)[first:]
-    if len(found) < 2:
+    found = windows(corpus, tokenizer, size, first + WATCHED + most, seed)[first:]
+    if len(found) < FEWEST:
         raise BadInput(
             f"{corpus.source} has no text left to learn from: {first} windows of {size} tokens are"
             " calibrated and measured on",

@@ -13,7 +13,7 @@ import difflib
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -23,6 +23,7 @@ from lighten.errors import UnknownName, WrongUse
 Optimizers = torch.optim.Optimizer | Iterable[torch.optim.Optimizer] | None
 
 
+@runtime_checkable
 class Stepped(Protocol):
     """What a loop calls after every step of its optimizer, and keeps in its checkpoints."""
 

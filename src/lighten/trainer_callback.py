@@ -19,8 +19,11 @@ from lighten.schedules import Stepped
 if TYPE_CHECKING:
     from transformers import TrainerCallback
 
-STATE = "lighten_pruning.pt"
-"""File in each of the trainer's checkpoints."""
+STATE = "lighten_{}.pt"
+"""File in each of the trainer's checkpoints, by what is kept in it."""
+
+OWNERS = "lighten_owners"
+"""Attribute of the trainer's state: which callback writes which file."""
 
 
 def trainer_callback(*parts: Stepped) -> TrainerCallback:
@@ -28,18 +31,27 @@ def trainer_callback(*parts: Stepped) -> TrainerCallback:
     WeightMasks after every optimizer step, and keeps their state in the trainer's checkpoints.
 
     Several parts are stepped in the order given. A resumed training raises BadInput where its
-    checkpoint in `output_dir` has no state of them. Raises WrongUse for no part.
+    checkpoint in `output_dir` has no state of them. Raises WrongUse for no part, and in training
+    for parts of kinds that another callback of the trainer has, too.
     """
     from transformers import TrainerCallback
 
     if not parts:
         raise WrongUse("a callback without anything to step", "trainer_callback(pruning)")
 
+    file = STATE.format("_".join(type(part).__name__ for part in parts))
+
     class Steps(TrainerCallback):  # type: ignore[misc]
         def on_train_begin(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
+            owners = vars(state).setdefault(OWNERS, {})
+            if owners.setdefault(file, self) is not self:
+                raise WrongUse(
+                    f"two callbacks would write {file}",
+                    "give all parts to one: trainer_callback(a, b)",
+                )
             if state.global_step == 0:
                 return
-            path = _checkpoint(args, state) / STATE
+            path = _checkpoint(args, state) / file
             if not path.is_file():
                 raise BadInput(
                     f"training goes on at step {state.global_step}, but there is no {path}",
@@ -63,7 +75,7 @@ def trainer_callback(*parts: Stepped) -> TrainerCallback:
 
         def on_save(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
             if state.is_world_process_zero:
-                path = _checkpoint(args, state) / STATE
+                path = _checkpoint(args, state) / file
                 torch.save([part.state_dict() for part in parts], path)
 
     return Steps()

@@ -29,6 +29,7 @@ from lighten.lesson import Lesson, Parts, Seen
 from lighten.moving_average import MovingAverage
 from lighten.optimizers import Grouped, make_optimizer, set_rate
 from lighten.progress import note, stage
+from lighten.schedules import Stepped
 from lighten.seeds import seed_of
 from lighten.sharding import Shards, agree, check_optimizer, clip, fill, gathered, spreads
 from lighten.showing import Showing, channels_last, laid_out, lay_out, set_mode, tensors_in
@@ -162,6 +163,7 @@ class Training:
                     self._learn()
                 self.step += 1
                 self._call(self.after_step)
+                self._press()
                 if self.average is not None:
                     self.average.update(self.student, self.step)
                 self._look()
@@ -195,6 +197,17 @@ class Training:
                 for hook in hooks:
                     hook(self.step, self.steps)
 
+    @property
+    def charged(self) -> Callable[[], Tensor] | None:
+        """What is added to the loss: no penalty that takes a proximal step instead."""
+        return None if getattr(self.penalty, "proximal", False) else self.penalty
+
+    def _press(self) -> None:
+        """The step of a penalty that has one: it grows, or shrinks weights."""
+        if isinstance(self.penalty, Stepped):
+            with self._whole(write=True):
+                self.penalty.step(self.step, self.optimizer.optimizer)
+
     # -- one step ------------------------------------------------------------------------------
     def _learn(self) -> None:
         fabric, step = self.fabric, self.step
@@ -215,8 +228,8 @@ class Training:
             row = fabric.all_reduce(row, reduce_op="mean") if fabric.world_size > 1 else row
             for key, value in zip(("loss", *values), row.tolist(), strict=True):
                 found[key] = found.get(key, 0.0) + value * sizes[i] / sum(sizes)
-        if self.shards is not None and self.penalty is not None:
-            found["loss"] += self.shards.charge(self.penalty)
+        if self.shards is not None and self.charged is not None:
+            found["loss"] += self.shards.charge(self.charged)
         if not all(abs(value) < float("inf") for value in found.values()):
             self._stop(", ".join(f"{k} {v:.4g}" for k, v in found.items()))
         if fabric.world_size > 1:
@@ -236,7 +249,7 @@ class Training:
         taught = self.showing.taught(inputs)
         seen = Seen(**self.module(inputs))
         total, values = self.parts(seen, taught, labels)
-        penalty = self.penalty if self.shards is None else None
+        penalty = self.charged if self.shards is None else None
         return (total if penalty is None else total + penalty()), values
 
     def _sent(self, batch: Batch) -> tuple[Any, Tensor | None]:
@@ -342,7 +355,7 @@ class Training:
         }  # fmt: skip
 
     def _stateful(self) -> dict[str, Any]:
-        hooks = [*self.before_step, *self.after_step]
+        hooks = [*self.before_step, *self.after_step, self.penalty]
         return {str(i): hook for i, hook in enumerate(hooks) if hasattr(hook, "state_dict")}
 
     def _hooks(self) -> tuple[Any, dict[str, Tensor]]:

@@ -49,7 +49,7 @@ class TrainingData:
     def check(self, classes: int, who: str = "network") -> None:
         """Raises BadInput where a label is no class of a network that has so many; says which."""
         source = self.source or "the data"
-        check_classes(self.course.labels, classes, source, who)
+        check_classes(self.course.labels, classes, source, who, self.course.name)
         check_classes(self.labels, classes, f"{source}, held out", who)
 
     def check_against(self, output: Tensor) -> None:

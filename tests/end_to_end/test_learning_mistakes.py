@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -21,12 +22,14 @@ import lighten
 from lighten import scales_stage
 from lighten.errors import BadInput, BadOutput, WrongUse
 from lighten.gradual import GradualPruning
+from lighten.images import load_images
 from lighten.measure_networks import measure_networks, subject
 from lighten.network import Network
 from small_networks import images, labels, trained
 
 X = images(160)
 Y = labels(trained(), X)
+ROW = torch.arange(160)
 CPU: dict[str, Any] = {"accelerator": "cpu", "precision": "32-true"}
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -108,6 +111,36 @@ def test_a_label_that_is_no_class_is_found_at_once(tmp_path: Path, verb: Any) ->
     # where data is split it is an example of a part
     with pytest.raises(BadInput, match=r"label of example \d+ is 5"):
         verb((X, wrong), tmp_path / "run")
+
+
+def test_a_label_that_is_no_class_is_named_as_its_file_has_it(tmp_path: Path) -> None:
+    pixels = (64 * X + 128).clamp(0, 255).byte().permute(0, 2, 3, 1)
+    np.savez(tmp_path / "data.npz", images=pixels.numpy(), labels=torch.where(ROW == 7, 12, Y))
+    data = load_images(tmp_path / "data.npz", mean="half", std="half")
+    assert data.rows[7] != 7  # drawn in another order
+    for verb in (recovering, lambda data: distilling(data, tmp_path / "run")):
+        with pytest.raises(BadInput, match=r"the label of .*data\.npz\[7\] is 12"):
+            verb(data)
+
+
+def test_a_request_that_cannot_be_leaves_the_folder_free(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match="too small"):
+        distilling(X, tmp_path / "run", accumulate=8)
+    with pytest.raises(BadInput, match="label of example 7"):
+        distilling((X, torch.where(ROW == 7, 12, Y)), tmp_path / "run")
+    assert (distilling((X, Y), tmp_path / "run").folder / "metrics.json").is_file()
+
+
+@pytest.mark.parametrize("verb", [distilling, compressing], ids=["distill", "compress"])
+def test_what_is_measured_on_is_other_data(tmp_path: Path, verb: Any) -> None:
+    with pytest.raises(WrongUse, match="test is the data itself"):
+        verb(X, tmp_path / "run", test=X)
+    assert not (tmp_path / "run").exists()
+
+
+def test_labels_of_no_example_are_no_labels_to_learn_from(tmp_path: Path) -> None:
+    with pytest.raises(WrongUse, match="needs labels, the data has none"):
+        recovering((X, torch.full((160,), -100)), learn_from="labels")
 
 
 def test_integers_that_learn_look_at_their_labels_first(tmp_path: Path) -> None:

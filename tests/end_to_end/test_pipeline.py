@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 import lighten
 from lighten import errors, pipeline
 from lighten.cli import main
+from lighten.language_job import job_of
 from lighten.registry import exporters
 from lighten.results import results  # noqa: F401  (imported before anything is replaced in it)
 from lighten.run import Run
@@ -298,13 +299,13 @@ def test_losses_that_ask_for_everything_or_nothing(
 
 def test_as_many_windows_as_were_asked_for(tiny: Tiny, text: Path) -> None:
     model, corpus = lighten.open_model(tiny("llama")), lighten.load_text(text)
-    made: Any = pipeline._job(None, model, corpus, None, 4, 32, 0)  # type: ignore[arg-type]
+    made: Any = job_of(None, model, corpus, None, 4, 32, 0)  # type: ignore[arg-type]
     assert made.calibration.shape == (4, 32)
     assert made.held_out.shape == (16, 32)
     stream = torch.cat([made.calibration, made.held_out]).flatten()
-    longer: Any = pipeline._job(None, model, corpus, None, 30, 32, 0)  # type: ignore[arg-type]
+    longer: Any = job_of(None, model, corpus, None, 30, 32, 0)  # type: ignore[arg-type]
     assert torch.equal(longer.calibration.flatten()[: len(stream)], stream)  # nothing seen twice
-    everything: Any = pipeline._job(None, model, corpus, None, 10**6, 32, 0)  # type: ignore[arg-type]
+    everything: Any = job_of(None, model, corpus, None, 10**6, 32, 0)  # type: ignore[arg-type]
     assert len(everything.held_out) == 16
     assert len(everything.calibration) > 60
 

@@ -130,7 +130,9 @@ class Classifier(nn.Module):
         return {"loss": F.cross_entropy(out, labels), "logits": out}
 
 
-def run_trainer(steps: int, folder: Path, resume: bool = False) -> tuple[nn.Module, list[Any]]:
+def run_trainer(
+    steps: int, folder: Path, resume: bool = False, callbacks: Any = None
+) -> tuple[nn.Module, list[Any]]:
     pytest.importorskip("accelerate")
     from transformers import Trainer, TrainingArguments
 
@@ -146,7 +148,8 @@ def run_trainer(steps: int, folder: Path, resume: bool = False) -> tuple[nn.Modu
         save_steps=9, report_to="none", disable_tqdm=True, use_cpu=True,
     )  # fmt: skip
     rows = [{"x": x, "labels": y} for x, y in data()]
-    trainer = InOrder(model, settings, train_dataset=rows, callbacks=[trainer_callback(*parts)])
+    made = [trainer_callback(*parts)] if callbacks is None else callbacks(parts)
+    trainer = InOrder(model, settings, train_dataset=rows, callbacks=made)
     trainer.train(resume_from_checkpoint=resume or None)
     return model.network, parts
 
@@ -160,10 +163,25 @@ def test_the_trainer_does_what_the_loop_does_and_resumes(tmp_path: Path) -> None
     again, parts = run_trainer(20, tmp_path / "half", resume=True)
     assert same(again, module)
     assert parts[0].early
-    (tmp_path / "half" / "checkpoint-20" / STATE).unlink(missing_ok=True)
-    (tmp_path / "half" / "checkpoint-18" / STATE).unlink()
-    with pytest.raises(BadInput, match=r"there is no .*lighten_pruning\.pt"):
+    for file in (tmp_path / "half").glob("checkpoint-*/" + STATE.format("*")):
+        file.unlink()
+    name = "lighten_Rewind_GradualPruning_GradualShrinking"
+    with pytest.raises(BadInput, match=rf"there is no .*{name}\.pt"):
         run_trainer(30, tmp_path / "half", resume=True)
+
+
+def test_callbacks_of_one_trainer_keep_their_own_states(tmp_path: Path) -> None:
+    def apart(parts: list[Any]) -> list[Any]:
+        return [trainer_callback(part) for part in parts]
+
+    module, _ = run_trainer(20, tmp_path / "whole")
+    run_trainer(9, tmp_path / "half", callbacks=apart)
+    again, parts = run_trainer(20, tmp_path / "half", resume=True, callbacks=apart)
+    assert same(again, module)
+    assert parts[0].early
+    assert parts[1].share == 0.75
+    with pytest.raises(WrongUse, match=r"two callbacks would write lighten_GradualPruning\.pt"):
+        run_trainer(2, tmp_path / "two", callbacks=lambda parts: apart([parts[1], parts[1]]))
 
 
 class Killed(Exception):

@@ -252,6 +252,35 @@ def test_killed_while_it_learns_it_goes_on_to_the_same_file(
     assert again.exported.read_bytes() == whole.exported.read_bytes()
 
 
+@pytest.mark.parametrize("seed", [0, 3])
+def test_what_is_learned_from_is_not_measured_on(
+    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int
+) -> None:
+    for i in range(60):
+        lines = (f"Text {i}, line {j}: {i * j} of {i + j * j}." for j in range(12))
+        (tmp_path / f"{i:02}.txt").write_text("\n".join(lines))
+    seen: dict[str, Any] = {}
+    learn, job_of = recover_language._learn, pipeline.job_of
+
+    def learned(*rest: Any) -> None:
+        seen["learned"] = rest[3]
+        learn(*rest)
+
+    def job(*rest: Any) -> Any:
+        seen["job"] = job_of(*rest)
+        return seen["job"]
+
+    monkeypatch.setattr(recover_language, "_learn", learned)
+    monkeypatch.setattr(pipeline, "job_of", job)
+    lighten.compress(
+        tiny("llama"), budget="45%", data=tmp_path, out=tmp_path / "run", seed=seed, **ASKED
+    )
+    from_text = {tuple(row) for row in seen["learned"].tolist()}
+    for part in (seen["job"].calibration, seen["job"].held_out):
+        assert not from_text & {tuple(row) for row in part.tolist()}
+    assert len(from_text) == len(seen["learned"])
+
+
 def test_it_stops_where_patience_ends(
     tiny: Tiny, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -279,8 +308,12 @@ def test_too_little_text_and_lessons_that_cannot_be(tiny: Tiny, text: Path, tmp_
     short = tmp_path / "short.txt"
     short.write_text(text.read_text()[:1200])
     ask: dict[str, Any] = {"samples": 200, "length": 32, "recover": "6steps", "budget": "45%"}
-    with pytest.raises(errors.BadInput, match="no text left"):
+    with pytest.raises(errors.BadInput, match="no text is left to learn from") as error:
         lighten.compress(tiny("llama"), data=short, out=tmp_path / "run", **ask)
+    assert not (tmp_path / "run").exists()  # before anything is computed
+    fits = int(error.value.hint.rpartition(" ")[2])
+    enough: dict[str, Any] = {**ask, "samples": fits, "data": short, "out": tmp_path / "run"}
+    assert lighten.compress(tiny("llama"), **enough).metrics["recover"][0]["steps"] == 6
     with pytest.raises(errors.WrongUse, match="hidden"):
         lighten.compress(
             tiny("llama"), data=text, out=tmp_path / "other", learn_from="hidden:1", **ask

@@ -76,6 +76,27 @@ def test_data_that_ends_before_its_length_is_damaged(read: Any) -> None:
         read(Short())
 
 
+class Noisy(TensorDataset):
+    def __getitem__(self, index: int) -> tuple[Tensor, ...]:
+        x, y = super().__getitem__(index)
+        return x + torch.randn(x.shape), y
+
+
+def test_a_loader_that_shuffles_is_read_the_same_way_each_time() -> None:
+    state = torch.get_rng_state()
+    loader = DataLoader(Noisy(X, Y), 7, shuffle=True)
+    x, y = read_batches(loader)
+    assert torch.equal(torch.get_rng_state(), state)
+    torch.rand(3)  # whatever a program draws before it calls again
+    again, labels = read_batches(loader)
+    assert torch.equal(x, again)
+    assert y is not None
+    assert labels is not None
+    assert torch.equal(y, labels)
+    assert not torch.equal(y, Y)
+    assert len({round(float(v), 3) for v in (x.sort(0).values - X).flatten()}) > 40
+
+
 def test_a_loader_of_which_enough_was_read_may_go_on() -> None:
     x, y = read_batches(Short(), most=25)
     assert len(x) == 25
