@@ -38,7 +38,7 @@ def lightning_callback(*parts: Stepped) -> Callback:
 
         @property
         def state_key(self) -> str:
-            return "lighten"
+            return "_".join(("lighten", *(type(part).__name__ for part in parts)))
 
         def on_train_batch_end(
             self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any,

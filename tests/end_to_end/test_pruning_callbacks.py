@@ -227,6 +227,13 @@ def test_parts_are_hooks_of_our_own_loop_and_resume_with_it(tmp_path: Path) -> N
     assert parts[0].early
 
 
+def test_lightning_tells_callbacks_of_other_parts_apart() -> None:
+    pytest.importorskip("lightning.pytorch")
+    parts = parts_of(net())
+    assert len({lightning_callback(part).state_key for part in parts}) == 3
+    assert lightning_callback(*parts).state_key == lightning_callback(*parts).state_key
+
+
 def test_a_callback_needs_something_to_step(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(WrongUse, match="without anything"):
         trainer_callback()
