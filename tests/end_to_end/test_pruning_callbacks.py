@@ -111,7 +111,9 @@ def test_lightning_does_what_the_loop_does(tmp_path: Path, accumulate: int) -> N
 def test_lightning_resumes(tmp_path: Path) -> None:
     whole, _ = fit(20, tmp_path)
     fit(9, tmp_path)
-    assert torch.load(tmp_path / "9.ckpt", weights_only=True)["callbacks"]["lighten"]
+    assert torch.load(tmp_path / "9.ckpt", weights_only=True)["callbacks"][
+        "lighten_Rewind_GradualPruning_GradualShrinking"
+    ]
     again, parts = fit(20, tmp_path, resume=tmp_path / "9.ckpt")
     assert same(again, whole)
     assert parts[1].share == 0.75
