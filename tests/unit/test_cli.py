@@ -74,6 +74,7 @@ def test_compress_passes_what_was_asked_and_prints_the_table(pipeline: Any, caps
         "seed": 3,
         "recover": None,
         "learn_from": None,
+        "patience": None,
         "even_columns": False,
     }
     out, err = capsys.readouterr()
