@@ -28,14 +28,15 @@ class Estimate:
         return {"value": self.value, "low": self.low, "high": self.high}
 
 
-def standard_error(share: float, count: int) -> float:
-    """Of a share that was found on `count` examples: √(p (1 - p) / n).
+def by_chance(share: float, count: int) -> float:
+    """By how much chance may move a share that was found on `count` examples: two standard errors,
+    2 √(p (1 - p) / n), half of a 95 % interval.
 
-    >>> round(standard_error(0.9, 900), 3)
-    0.01
+    >>> round(by_chance(0.9, 900), 3)
+    0.02
     """
     p = min(max(share, 0.0), 1.0)
-    return float((p * (1 - p) / count) ** 0.5)
+    return float(2 * (p * (1 - p) / count) ** 0.5)
 
 
 def bootstrap(

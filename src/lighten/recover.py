@@ -18,7 +18,7 @@ from lighten.borrowed import own_copy
 from lighten.errors import BadInput, UserError, WrongUse
 from lighten.graph_norms import has_norms, learning_norms
 from lighten.heads import classes_last
-from lighten.intervals import standard_error
+from lighten.intervals import by_chance
 from lighten.learn import Learned, learn
 from lighten.learning_numbers import check_numbers
 from lighten.length import Length
@@ -222,8 +222,8 @@ class Judge:
         return number - 0.5 * near / (1 + near) / self.count
 
     def margin(self, value: float) -> float:
-        """By how much chance alone may move a value: one standard error of an accuracy, else 0."""
-        return standard_error(value, self.count) if self.measure == "accuracy" else 0.0
+        """By how much chance alone may move a value: two standard errors of an accuracy, else 0."""
+        return by_chance(value, self.count) if self.measure == "accuracy" else 0.0
 
     def shown(self, value: float) -> float:
         """What `measure` says of a value of this."""

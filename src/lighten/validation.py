@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lighten.errors import BadOutput, WrongUse
-from lighten.intervals import standard_error
+from lighten.intervals import by_chance
 from lighten.network import Network, batches
 from lighten.network_quality import score_of
 from lighten.seen import IGNORED, log_probabilities, rows
@@ -78,8 +78,8 @@ class Validation:
         return -self._distance(module)
 
     def margin(self, value: float) -> float:
-        """By how much chance alone may move a value: one standard error of an accuracy, else 0."""
-        return standard_error(value, self.count) if self.measure == "accuracy" else 0.0
+        """By how much chance alone may move a value: two standard errors of an accuracy, else 0."""
+        return by_chance(value, self.count) if self.measure == "accuracy" else 0.0
 
     def shown(self, value: float) -> float:
         """What `measure` says of a value of this."""

@@ -223,7 +223,7 @@ def test_the_last_states_of_a_noisy_judge_count_as_well(teacher: Network, small:
     data = training_data((X, Y), tested=True)
     judge = Judge(teacher, data)
     assert judge.measure == "accuracy"
-    assert judge.margin(0.75) == pytest.approx((0.75 * 0.25 / len(data.held_out)) ** 0.5)
+    assert judge.margin(0.75) == pytest.approx(2 * (0.75 * 0.25 / len(data.held_out)) ** 0.5)
     assert Judge(teacher, training_data(X, tested=True)).margin(-0.1) == 0.0
 
 
