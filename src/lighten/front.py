@@ -88,16 +88,9 @@ def compress(
     """
     asked = dict(locals())
     check_learning(
-        recover,
-        learn,
-        rate=rate,
-        learn_codes=learn_codes,
-        learn_from=learn_from,
-        augment=augment,
-        mirrored=mirrored,
-        optimizer=optimizer,
-        patience=patience,
-    )
+        recover, learn, rate=rate, learn_codes=learn_codes, learn_from=learn_from, augment=augment,
+        mirrored=mirrored, optimizer=optimizer, patience=patience,
+    )  # fmt: skip
     if not is_network(model):
         for name, value in {
             "example_inputs": example_inputs, "evaluate": evaluate, "quantize": quantize,

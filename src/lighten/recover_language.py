@@ -162,7 +162,7 @@ def check_text(corpus: Corpus, tokenizer: Any, size: int, first: int, seed: int)
         fits = found - FEWEST - HELD_OUT_WINDOWS
         raise BadInput(
             f"{corpus.source} gives {found} windows of {size} tokens, and {first} are calibrated"
-            f" and measured on: no text is left to learn from",
+            " and measured on: no text is left to learn from",
             "give more text"
             + (f", or --samples {fits}" if fits > 0 else ", or a smaller --length"),
         )

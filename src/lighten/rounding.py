@@ -169,7 +169,7 @@ def rounded(m: Moments, weight: Tensor, spec: Spec, kept: Tensor | None = None) 
     if g == 1:
         solver = solvers[spec.solver or "gptq"]
         stats = Stats(int(m.n), c[0])
-        if kept is not None and spec.solver != "rtn":
+        if kept is not None and spec.solver in (None, "gptq", "learned"):
             pruned: Compressed = solver(weight[0], stats, spec, kept=kept[0])
             return pruned
         result: Compressed = solver(weight[0] if kept is None else weight[0] * kept[0], stats, spec)

@@ -16,17 +16,13 @@ from killed_learning import STEPS, data, network, training
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from lighten.coupling import couple
 from lighten.course import ImageCourse
 from lighten.errors import BadInput, ChangedRequest, MissingPackage, WrongUse
-from lighten.feed import LoaderFeed
-from lighten.group_lasso import GroupLasso
 from lighten.learn import Length, learn
 from lighten.learn_state import join_state, load_optimizer, optimizer_state, split_state
 from lighten.learning_rate import rate_at
 from lighten.lesson import Lesson
 from lighten.moving_average import MovingAverage
-from lighten.network import Network
 from lighten.optimizers import make_optimizer
 from linear_students import CPU, INPUTS, distance, learned_of, linear, same
 
@@ -275,31 +271,6 @@ def test_data_that_ends_early_is_told_with_its_step() -> None:
         learned_of(linear(1), linear(0), data=batches, length="10steps")
 
 
-class Noisy(TensorDataset):
-    """Examples that a transform changes at random whenever they are read."""
-
-    def __getitem__(self, index: int) -> tuple[Tensor, ...]:
-        (x,) = super().__getitem__(index)
-        return (x + torch.randn(x.shape),)
-
-
-@pytest.mark.parametrize("accumulate", [1, 2])
-def test_a_loader_with_random_transforms_gives_a_step_what_it_would_have_had(
-    accumulate: int,
-) -> None:
-    feeds = [
-        LoaderFeed(DataLoader(Noisy(INPUTS), 8, shuffle=True), accumulate, seed=3) for _ in "ab"
-    ]
-    for step in range(6):
-        torch.manual_seed(step)  # as a training does
-        whole = feeds[0].at(step)
-    torch.manual_seed(5)
-    resumed = feeds[1].at(5)
-    assert len(whole) == len(resumed) == accumulate
-    assert all(torch.equal(a, b) for (a, _), (b, _) in zip(whole, resumed, strict=True))
-    assert not torch.equal(feeds[0].at(6)[0][0], whole[0][0])
-
-
 def test_a_loader_is_learned_from_as_a_course_is() -> None:
     loader = DataLoader(TensorDataset(INPUTS, torch.zeros(64)), 16, shuffle=True)
     teacher, student = linear(0), linear(1)
@@ -352,47 +323,6 @@ def test_without_lightning_the_package_is_named(monkeypatch: pytest.MonkeyPatch)
 
 
 # -- pieces ----------------------------------------------------------------------------------------
-@pytest.mark.parametrize("proximal", [True, False])
-def test_a_group_lasso_presses_units_to_zero_and_goes_on_after_a_stop(
-    tmp_path: Path, proximal: bool
-) -> None:
-    x = data(3, 128)[:, 0, 0]
-    y = (x[:, 0] > 0).long()
-
-    def pressed(folder: Path | None, stop_at: int = 0) -> tuple[nn.Module, GroupLasso]:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            module = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 2))
-        lasso = GroupLasso(
-            module, couple(Network.of(module, x[:2])), strength=1e-3, growth=2e-4,
-            proximal=proximal,
-        )  # fmt: skip
-
-        def stop(step: int, steps: int) -> None:
-            if step == stop_at:
-                raise KeyboardInterrupt
-
-        learn(
-            module, None, Lesson.parse("labels"), ImageCourse(x, y), length="150steps", rate=0.2,
-            batch=32, evaluate=lambda m: 0.0, keep_given=False, penalty=lasso, folder=folder,
-            save_every=1, after_step=[stop], every=150, **CPU,
-        )  # fmt: skip
-        return module, lasso
-
-    module, lasso = pressed(None)
-    assert lasso.weight == pytest.approx(1e-3 + 150 * 2e-4)
-    (norm,) = lasso.norms().values()
-    if proximal:  # a penalty in the loss makes them small, the step makes them zero
-        assert int((norm == 0).sum()) >= 8
-    else:
-        assert float(norm.sort().values[:8].max()) < 0.2 * float(norm.max())
-    assert float((module(x).argmax(1) == y).double().mean()) > 0.8
-    with pytest.raises(KeyboardInterrupt):
-        pressed(tmp_path, stop_at=40)
-    again, _ = pressed(tmp_path)
-    assert same(again, module)
-
-
 def test_the_rate_rises_then_falls_to_zero() -> None:
     rates = [rate_at(n, 100, 0.4) for n in range(100)]
     assert max(rates) == rates[4] == 0.4

@@ -108,3 +108,7 @@ def _run(file: Path, x: Tensor) -> Tensor:
     from lighten.runtimes.onnxruntime import Session
 
     return Session(file)(x)[0]
+
+
+def test_a_solver_that_knows_of_no_zeros_rounds_all_the_same(pruned: Network) -> None:
+    assert quality(quantize(pruned, X, solver="obs"), pruned, X) > 10
