@@ -57,7 +57,9 @@ def main() -> None:
     parser.add_argument("--rate", type=float, default=0.02)
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--augment", default="crop+flip")
-    parser.add_argument("--no-mirrored", action="store_true", help="the teacher looks once")
+    parser.add_argument(
+        "--mirrored", action=argparse.BooleanOptionalAction, help="the teacher looks twice"
+    )
     parser.add_argument("--average", type=float, default=0.999)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
@@ -88,7 +90,7 @@ def _row(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
             pruned, original, data=train, held_out=held_out, length=length,
             learn_from=args.learn_from, optimizer=args.optimizer, rate=args.rate,
             average=args.average, batch=args.batch, augment=args.augment,
-            mirrored=False if args.no_mirrored else None, folder=folder / name, seed=args.seed,
+            mirrored=args.mirrored, folder=folder / name, seed=args.seed,
         )  # fmt: skip
 
     row: dict[str, Any] = {

@@ -2,7 +2,8 @@
 
 Where images are mirrored at random, both mean the same, and the mean of what a network says of them
 is right more often than what it says of either. Trained networks are far from saying the same of
-both, even of images that they were trained on mirrored too.
+both, even of images that they were trained on mirrored too. What is inside a network has a place,
+which is another one in a mirror: that is of the image as it is, only outputs are of both.
 
 *Source:* Krizhevsky et al. 2012, "ImageNet classification with deep convolutional neural networks",
 section 4.1 (predictions averaged over mirror images); Bagherinezhad et al. 2018, "Label refinery"
@@ -24,14 +25,15 @@ from lighten.watch import every_output
 
 class Mirrored(nn.Module):
     """images (batch, channels, h, w) -> logits (batch, classes), of both views the mean; of a
-    network with several outputs a tuple of them."""
+    network with several outputs a tuple of them. Places inside it are those of `teacher`; what is
+    seen there last, which is what a watch keeps, is of the images as they are."""
 
     def __init__(self, teacher: nn.Module) -> None:
         super().__init__()
         self.teacher = teacher
 
     def forward(self, images: Tensor) -> Tensor | tuple[Tensor, ...]:
-        seen = [every_output(self.teacher(x)) for x in (images, images.flip(-1))]
+        seen = [every_output(self.teacher(x)) for x in (images.flip(-1), images)]
         found = tuple((one + other) / 2 for one, other in zip(*seen, strict=True))
         return found if len(found) > 1 else found[0]
 
@@ -40,16 +42,17 @@ def mirrors(asked: bool | None, teacher: Network, lesson: Lesson, course: ImageC
     """Whether the teacher looks twice. asked: None: where that makes sense.
 
     It does where images are mirrored, where its logits are of the whole image, and where the lesson
-    looks at nothing inside. Numbers may be others in a mirror (an angle, a place): that it looks
-    twice for those has to be asked for. Raises WrongUse where that was and does not hold.
+    looks at nothing inside, which is of one view. Numbers may be others in a mirror (an angle, a
+    place): that it looks twice for those has to be asked for, and so where a lesson looks inside.
+    Raises WrongUse where that was and does not hold.
     """
-    if asked is False or not lesson.taught or (asked is None and lesson.numbers):
+    if asked is False or not lesson.taught:
+        return False
+    if asked is None and (lesson.numbers or lesson.needs & INSIDE):
         return False
     why = ""
     if not course.mirrored:
         why = f"augment is `{course.augment}`, which mirrors no image"
-    elif lesson.needs & INSIDE:
-        why = f"`{lesson}` looks at places inside the networks, which are other ones in a mirror"
     elif not _of_the_whole(teacher):
         why = "the teacher says something of each place of an image, not one thing of the whole"
     if why and asked:

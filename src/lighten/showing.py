@@ -13,6 +13,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from lighten.errors import WrongUse
 from lighten.lesson import Lesson, Parts, Seen
+from lighten.mirrored import Mirrored
 from lighten.watch import Watch, others_of, outputs_of, pairs, watch
 
 
@@ -31,9 +32,12 @@ class Showing:
         self.lesson, self.teacher, self.autocast = lesson, teacher, autocast
         self._stack = ExitStack()
         self._places: list[tuple[str, str]] = []
+        self._within = "teacher." if isinstance(teacher, Mirrored) else ""
         hidden, attention = "hidden" in lesson.needs, "attention" in lesson.needs
         if isinstance(teacher, nn.Module) and hidden:
-            self._places = pairs(student, teacher, inputs, ends=lesson.ends)
+            looks = teacher.teacher if isinstance(teacher, Mirrored) else teacher
+            found = pairs(student, looks, inputs, ends=lesson.ends)
+            self._places = [(ours, self._within + theirs) for ours, theirs in found]
         shown = list(dict.fromkeys(s for s, _ in self._places))
         self.student = self._stack.enter_context(watch(student, shown, attention))
         self._of_teacher: Watch | None = None
@@ -65,7 +69,11 @@ class Showing:
                 return Seen(outputs_of(found), others=others_of(found))
             seen = self._of_teacher(inputs)
         # by the student's names, in its order
-        return replace(seen, hidden={s: seen.hidden[t] for s, t in self._places})
+        return replace(
+            seen,
+            hidden={s: seen.hidden[t] for s, t in self._places},
+            attention={n.removeprefix(self._within): x for n, x in seen.attention.items()},
+        )
 
     def close(self) -> None:
         self._stack.close()

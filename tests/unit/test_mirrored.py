@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,7 @@ from lighten.lesson import Lesson
 from lighten.mirrored import Mirrored, mirrors
 from lighten.network import Network
 from lighten.recover import recover, teaching
+from lighten.showing import Showing
 from lighten.training_data import training_data
 
 X = torch.rand(32, 3, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -25,6 +28,34 @@ def classifier(seed: int = 0) -> Network:
         nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.ReLU(), nn.Flatten(), nn.Linear(216, 5)
     )
     return Network.of(net.eval(), X[:2])
+
+
+def blocks(seed: int = 0) -> Network:
+    """Its places are 0 and 1."""
+    torch.manual_seed(seed)
+    stages = [nn.Sequential(nn.Conv2d(n, 6, 3, padding=1), nn.ReLU()) for n in (3, 6)]
+    net = nn.Sequential(nn.Sequential(*stages), nn.Flatten(), nn.Linear(384, 5))
+    return Network.of(net.eval(), X[:2])
+
+
+class Attending(nn.Module):
+    """Patches of 2 x 2 that attend to each other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches, self.answers = nn.Conv2d(3, 8, 2, 2), nn.Linear(8, 5)
+        self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+        self.where = nn.Parameter(torch.randn(16, 8))
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = self.patches(images).flatten(2).transpose(1, 2) + self.where
+        found: Tensor = self.answers(x + self.attention(x, x, x)[0])[:, 0]
+        return found
+
+
+def attending(seed: int = 0) -> Network:
+    torch.manual_seed(seed)
+    return Network.of(Attending().eval(), X[:2])
 
 
 def course(augment: str) -> ImageCourse:
@@ -46,7 +77,9 @@ def test_it_looks_twice_where_that_makes_sense() -> None:
     assert mirrors(True, network, logits, course("crop+flip+cutmix"))
     assert not mirrors(False, network, logits, course("flip"))
     assert not mirrors(None, network, logits, course("none"))
-    assert not mirrors(None, network, Lesson.parse("logits:1,hidden:1"), course("flip"))
+    inside = Lesson.parse("logits:1,hidden:1")
+    assert not mirrors(None, network, inside, course("flip"))
+    assert mirrors(True, network, inside, course("flip"))
     assert not mirrors(None, network, Lesson.parse("labels"), course("flip"))
 
 
@@ -60,7 +93,7 @@ def test_it_looks_once_where_each_place_has_an_answer_of_its_own() -> None:
 
 @pytest.mark.parametrize(
     ("lesson", "augment", "why"),
-    [("logits", "none", "mirrors no image"), ("hidden", "flip", "places inside")],
+    [("logits", "none", "mirrors no image"), ("hidden", "none", "mirrors no image")],
 )
 def test_asked_for_where_it_cannot_be_it_is_refused(lesson: str, augment: str, why: str) -> None:
     with pytest.raises(WrongUse, match=why):
@@ -73,6 +106,32 @@ def test_its_batch_norms_are_folded_as_those_of_any_teacher() -> None:
     module = teaching(network, lesson, mirrored=True)
     assert not any(isinstance(part, nn.BatchNorm2d) for part in module.modules())
     assert torch.allclose(module(X), Mirrored(network.module)(X), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("make", "learn_from", "inside"),
+    [(blocks, "logits:1,hidden:1", "hidden"), (attending, "logits:1,attention:1", "attention")],
+)
+def test_what_is_inside_is_of_the_image_as_it_is(
+    make: Callable[..., Network], learn_from: str, inside: str
+) -> None:
+    network, lesson = make(), Lesson.parse(learn_from)
+    taught = {}
+    for mirrored in (True, False):
+        teacher = teaching(network, lesson, mirrored)
+        showing = Showing(make(1).module, teacher, lesson, X, nullcontext)
+        taught[mirrored] = showing.taught(X)
+        showing.close()
+    twice, once = taught[True], taught[False]
+    assert twice is not None
+    assert once is not None
+    assert list(getattr(twice, inside)) == list(getattr(once, inside)) != []
+    for name, of_one in getattr(once, inside).items():
+        assert torch.equal(getattr(twice, inside)[name], of_one)
+    with torch.no_grad():
+        wanted: Tensor = Mirrored(network.module)(X)
+    assert torch.allclose(twice.outputs, wanted, atol=1e-6)
+    assert not torch.allclose(once.outputs, wanted, atol=1e-3)
 
 
 def test_recovery_learns_from_both_and_says_so() -> None:
