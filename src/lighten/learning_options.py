@@ -28,7 +28,8 @@ Mirrored = Annotated[
     bool | None,
     typer.Option(
         help="The original answers with the mean over an image and its mirror image; without a"
-        " word it does where images are mirrored to learn from and the lesson looks at outputs only."
+        " word it does where images are mirrored to learn from and the lesson looks at outputs"
+        " only."
     ),
 ]
 Optimizer = Annotated[
