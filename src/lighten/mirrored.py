@@ -38,6 +38,11 @@ class Mirrored(nn.Module):
         return found if len(found) > 1 else found[0]
 
 
+def looking(teacher: nn.Module) -> tuple[nn.Module, str]:
+    """What looks, itself or the network in a `Mirrored`, and what its places' names begin with."""
+    return (teacher.teacher, "teacher.") if isinstance(teacher, Mirrored) else (teacher, "")
+
+
 def mirrors(asked: bool | None, teacher: Network, lesson: Lesson, course: ImageCourse) -> bool:
     """Whether the teacher looks twice. asked: None: where that makes sense.
 
@@ -53,6 +58,8 @@ def mirrors(asked: bool | None, teacher: Network, lesson: Lesson, course: ImageC
     why = ""
     if not course.mirrored:
         why = f"augment is `{course.augment}`, which mirrors no image"
+    elif not lesson.compares:
+        why = f"`{lesson}` looks only inside, where the teacher shows the image as it is"
     elif not _of_the_whole(teacher):
         why = "the teacher says something of each place of an image, not one thing of the whole"
     if why and asked:

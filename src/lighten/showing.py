@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from lighten.errors import WrongUse
 from lighten.lesson import Lesson, Parts, Seen
-from lighten.mirrored import Mirrored
+from lighten.mirrored import looking
 from lighten.watch import Watch, others_of, outputs_of, pairs, watch
 
 
@@ -32,12 +32,13 @@ class Showing:
         self.lesson, self.teacher, self.autocast = lesson, teacher, autocast
         self._stack = ExitStack()
         self._places: list[tuple[str, str]] = []
-        self._within = "teacher." if isinstance(teacher, Mirrored) else ""
+        self._within = ""
         hidden, attention = "hidden" in lesson.needs, "attention" in lesson.needs
-        if isinstance(teacher, nn.Module) and hidden:
-            looks = teacher.teacher if isinstance(teacher, Mirrored) else teacher
-            found = pairs(student, looks, inputs, ends=lesson.ends)
-            self._places = [(ours, self._within + theirs) for ours, theirs in found]
+        if isinstance(teacher, nn.Module):
+            looks, self._within = looking(teacher)
+            if hidden:
+                found = pairs(student, looks, inputs, ends=lesson.ends)
+                self._places = [(ours, self._within + theirs) for ours, theirs in found]
         shown = list(dict.fromkeys(s for s, _ in self._places))
         self.student = self._stack.enter_context(watch(student, shown, attention))
         self._of_teacher: Watch | None = None

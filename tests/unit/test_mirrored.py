@@ -93,7 +93,7 @@ def test_it_looks_once_where_each_place_has_an_answer_of_its_own() -> None:
 
 @pytest.mark.parametrize(
     ("lesson", "augment", "why"),
-    [("logits", "none", "mirrors no image"), ("hidden", "none", "mirrors no image")],
+    [("logits", "none", "mirrors no image"), ("hidden", "flip", "looks only inside")],
 )
 def test_asked_for_where_it_cannot_be_it_is_refused(lesson: str, augment: str, why: str) -> None:
     with pytest.raises(WrongUse, match=why):
