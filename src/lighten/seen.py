@@ -189,8 +189,13 @@ def by_depth(students: int, teachers: int) -> list[tuple[int, int]]:
 
 def unit(x: Tensor, dim: int = -1) -> Tensor:
     """x at length 1 along a dimension; what is next to 0 stays short, so its gradient is finite."""
-    square = x.square().sum(dim, keepdim=True)
-    return x * torch.rsqrt(square + 1e-4 * square.detach().mean() + 1e-12)
+    return x * inverse_length(x.square().sum(dim, keepdim=True))
+
+
+def inverse_length(square: Tensor) -> Tensor:
+    """What vectors are multiplied by to have length 1, from their squared lengths; not endless for
+    those next to 0."""
+    return torch.rsqrt(square + 1e-4 * square.detach().mean() + 1e-12)
 
 
 def one_of(loss: str, option: str, value: str, known: Sequence[str]) -> None:
