@@ -32,6 +32,7 @@ from lighten.samples import Samples
 from lighten.shrink import shrink
 from lighten.types import Plan, Spec
 from lighten.widths import Curve, keep_of
+from patterns import PATTERNS
 from small_networks import SIDE, Plain, Residual, images, trained
 
 WIDTHS = {"conv1.weight": 9}
@@ -121,6 +122,17 @@ def test_layers_of_a_network_that_is_only_narrowed(
     assert row["width"] == {"kept": 16, "of": 16, "axis": "stem.weight"}
     assert row["sparsity"] is None
     assert {row["format"] for row in rows.values()} == {"f32"}
+
+
+def test_outputs_of_several_axes_are_counted_together() -> None:
+    module, inputs = PATTERNS["padded_shortcut"].make()
+    network = Network.of(module, inputs)
+    couplings = couple(network)
+    widths = {"stem.weight": 3, "d.weight": 2}  # of 4 each, which d.weight writes both
+    rows = rows_of(network, couplings, Told(curves(couplings)), Plan({}, widths), rounded=False)
+    assert (rows["d.weight"]["width"]["kept"], rows["d.weight"]["width"]["of"]) == (5, 8)
+    assert rows["d.weight"]["parameters_after"] == 5 * 6 * 9
+    assert rows["stem.weight"]["width"] == {"kept": 3, "of": 4, "axis": "stem.weight"}
 
 
 def test_a_depthwise_convolution_is_called_so() -> None:

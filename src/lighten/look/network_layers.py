@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -74,7 +74,7 @@ def layers(
             "macs_after": after.get(layer.name, 0),
             "format": "f32" if weight is None else short(weight.spec),
             "bits": 8 * size / count,
-            "width": None if axis is None else _width(axis, units),
+            "width": _width(output_axes(couplings, layer.name), plan.widths),
             "sparsity": gone if gone > _SPARSE else None,
             "sensitivity": _nats(layer.name, axis, units, weight, told),
             "histogram": histogram(known[layer.name], dense),
@@ -143,13 +143,18 @@ def short(spec: Spec) -> str:
     return _BARE.sub("", spec.format or "f32")
 
 
-def width_axis(couplings: Couplings, layer: str) -> Axis | None:
-    """The axis that a layer's outputs are; one that can be narrowed where they are of several."""
-    own = [
+def output_axes(couplings: Couplings, layer: str) -> list[Axis]:
+    """The axes that a layer's outputs are of: several where a shortcut reaches a part of them."""
+    return [
         axis
         for axis in couplings.axes
         if any(m.parameter == layer and m.role == "writes" for m in axis.members)
     ]
+
+
+def width_axis(couplings: Couplings, layer: str) -> Axis | None:
+    """The axis that a layer's outputs are; one that can be narrowed where they are of several."""
+    own = output_axes(couplings, layer)
     return next((axis for axis in own if axis.locked is None), own[0] if own else None)
 
 
@@ -205,10 +210,13 @@ def _nats(
     return sum(parts) if parts and all(map(math.isfinite, parts)) else None
 
 
-def _width(axis: Axis, kept: int | None) -> dict[str, Any] | None:
-    if axis.locked is not None:
+def _width(own: Sequence[Axis], widths: Mapping[str, int]) -> dict[str, Any] | None:
+    """Of all of a layer's outputs; None where none of them can go."""
+    free = [axis for axis in own if axis.locked is None]
+    if not free:
         return None
-    return {"kept": axis.width if kept is None else kept, "of": axis.width, "axis": axis.name}
+    kept = sum(widths.get(axis.name, axis.width) for axis in own)
+    return {"kept": kept, "of": sum(axis.width for axis in own), "axis": free[0].name}
 
 
 def _kind(layer: Layer, weight: Tensor) -> str:
