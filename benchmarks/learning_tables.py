@@ -19,7 +19,7 @@ def recovery(folder: Path) -> tuple[str, Table] | None:
          fine(r["int8_learned_onnxruntime"]) if "int8_learned_onnxruntime" in r else "",
          f"{r['int8_bytes'] / 1e3:,.0f}", f"`{r['learn_from']}`",
          r["augment"], "twice" if r["mirrored"] else "once", r["optimizer"],
-         _epochs(r), str(r["batch"]), f"{r['rate']:g}",
+         _epochs(r), str(r["batch"]), f"{r['rate']:g}", str(r["seed"]),
          f"{r['minutes']:.0f}")
         for r in found
     ]  # fmt: skip
@@ -34,7 +34,8 @@ def recovery(folder: Path) -> tuple[str, Table] | None:
         text += f" The mean of what an original says of an image and of its mirror image: {both}."
     head = ("network", "MACs ÷", "original", "pruned", "recovered", "float in onnxruntime",
             "int8 there", "scales learned", "its kB", "learned from", "augmented by",
-            "teacher looks", "by", "epochs", "batch", "rate", "minutes of recovery")  # fmt: skip
+            "teacher looks", "by", "epochs", "batch", "rate", "seed",
+            "minutes of recovery")  # fmt: skip
     return text, (head, rows, (0, 9, 10, 11, 12))
 
 

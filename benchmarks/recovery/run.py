@@ -6,7 +6,7 @@
 The original teaches, on 49,000 training images; 1,000 others choose the best state. What is asked
 of the result is measured on all test images. --first prunes less and recovers for a part of the
 length, before the rest is pruned. --folder keeps checkpoints: the same line goes on where it was
-stopped. Rows are added to result.json, one a network and recipe.
+stopped. Rows are added to result.json, one a network, recipe and seed.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 import lighten
+from lighten.devices import best_precision, chosen
 from lighten.images import load_images
 from lighten.macs import macs
 from lighten.mirrored import Mirrored
@@ -37,6 +38,7 @@ CALIBRATION, INTEGERS = 2048, 1024
 
 RECIPE = (
     "network", "optimizer", "rate", "first", "length", "learn_from", "augment", "mirrored", "batch",
+    "seed",
 )  # fmt: skip
 """What makes a row of its own."""
 
@@ -123,6 +125,7 @@ def _row(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
         **{f"{name}_bytes": path.stat().st_size for name, path in files.items()},
         "test_images": test.count, **found.metrics, "minutes": found.metrics["minutes"] + minutes,
         "average": args.average, "batch": args.batch, "seed": args.seed, "threads": args.threads,
+        "precision": best_precision("auto", chosen("auto")),
         "torch": torch.__version__.split("+")[0],
     }  # fmt: skip
 
