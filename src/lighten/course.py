@@ -13,7 +13,9 @@ from lighten.errors import BadInput, WrongUse
 from lighten.images import Images, normalised
 from lighten.loaders import known
 
-AUGMENTATIONS = ("none", "flip", "crop+flip", "crop+flip+cutmix")
+AUGMENTATIONS = (
+    "none", "flip", "crop+flip", "crop+flip+cutmix", "crop+both", "crop+both+cutmix",
+)  # fmt: skip
 PAD = 4
 """Pixels that an image is padded by on each side before it is cut out again."""
 
@@ -41,7 +43,11 @@ class ImageCourse:
     are asked for and stay in memory as uint8 up to 512 MB. rows: which of them, in this order.
     augment: "crop+flip" (padded by 4 zeros, cut out at random, mirrored or not), "flip", "none",
     "crop+flip+cutmix" (about half of the images of a batch get a rectangle of another; such
-    examples have no labels); done before normalising. Raises WrongUse, BadInput.
+    examples have no labels), "crop+both" and "crop+both+cutmix" (each image comes both as it is and
+    mirrored, in the second half of a batch that is twice as large: one pass over the images is two
+    over views); done before normalising. Raises WrongUse, BadInput.
+
+    *Source:* of views beside each other Hoffer et al. 2020, "Augment your batch" (CVPR), section 3.
     """
 
     def __init__(
@@ -88,7 +94,7 @@ class ImageCourse:
     def mirrored(self) -> bool:
         """Whether images are mirrored at random: an image and its mirror image then mean the
         same."""
-        return "flip" in self.augment
+        return "flip" in self.augment or "both" in self.augment
 
     def check(self, needs: frozenset[str]) -> None:
         """Raises WrongUse for a lesson that needs labels where examples have none."""
@@ -106,12 +112,15 @@ class ImageCourse:
         rows = self.rows[indices]
         x = augmented(self._read(rows), self.augment, generator)
         labels = None if self.labels is None or "cutmix" in self.augment else self.labels[rows]
+        if labels is not None and "both" in self.augment:
+            labels = torch.cat([labels, labels])
         raw = x.dtype == torch.uint8 or (self.mean, self.std) != ((0.0,), (1.0,))
         return normalised(x, self.mean, self.std) if raw else x, labels
 
 
 def augmented(x: Tensor, how: str, generator: torch.Generator) -> Tensor:
-    """x (n, channels, h, w), images moved by up to PAD pixels, mirrored, mixed, as `how` says."""
+    """x (n, channels, h, w), images moved by up to PAD pixels, mirrored, mixed, as `how` says; 2n,
+    the mirror images behind them, where they come as both."""
     if how == "none":
         return x
     n, _, h, w = x.shape
@@ -129,7 +138,7 @@ def augmented(x: Tensor, how: str, generator: torch.Generator) -> Tensor:
         # their running statistics, which later normalise every image, describe
         chosen = torch.rand(n, 1, 1, 1, generator=generator) < MIXED
         x = torch.where(chosen, cutmix(x, generator), x)
-    return x
+    return torch.cat([x, x.flip(-1)]) if "both" in how else x
 
 
 def cutmix(x: Tensor, generator: torch.Generator) -> Tensor:

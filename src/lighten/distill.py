@@ -131,8 +131,8 @@ def distill(
     are no logits; temperature: of its losses that do not say their own. tune: so many
     short trials choose temperature and weights. evaluate: called with the network, returns what
     counts, higher is better. export: "onnx" beside the weights. augment: "crop+flip" (for images,
-    without a word), "crop+flip+cutmix", "flip", "none". mirrored: the teacher answers with the mean
-    over an image and its mirror image (None: where that makes sense, see lighten.mirrored).
+    without a word) and what else lighten.course.ImageCourse has. mirrored: the teacher answers with
+    the mean over an image and its mirror image (None: where that makes sense, lighten.mirrored).
     samples: inputs that a student is made from the teacher on. multiple: channel counts of such a
     student are multiples of it. For rate, batch, optimizer ("sgd", "adamw", "muon") and what
     follows see lighten.learn. devices: on two, Lightning runs the calling script once more; each

@@ -45,7 +45,8 @@ Trials = Annotated[
 Augment = Annotated[
     str | None,
     typer.Option(
-        help='"crop+flip" (for images, without a word), "crop+flip+cutmix", "flip", "none".'
+        help='"crop+flip" (for images, without a word), "crop+flip+cutmix", "flip", "none"; "both"'
+        ' behind "crop+" in place of "flip": each beside its mirror image.'
     ),
 ]
 Rate = Annotated[float | None, typer.Option(help="Highest learning rate.")]

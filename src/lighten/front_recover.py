@@ -56,8 +56,9 @@ def recover(
     lighten.compress. held_out: other data, by which the best state is chosen; without it, a tenth
     of `data` (at most 2048 examples), the others are learned from. length: None: "10epochs".
     folder: of checkpoints, from which the same call goes on, and logs. augment: "crop+flip",
-    "crop+flip+cutmix", "flip", "none" or "auto" (the first, of images). For all else see
-    lighten.recover.recover. The model itself is not changed: the result has a `network`.
+    "crop+flip+cutmix", "crop+both", "crop+both+cutmix", "flip", "none" (lighten.course.ImageCourse)
+    or "auto" (the first, of images). For all else see lighten.recover.recover. The model itself is
+    not changed: the result has a `network`.
 
     model may also be what `lighten.quantize` gave: then the steps of its integers and its biases
     learn, 100 steps of 8 examples where `length` is None, by AdamW; rate None: 2e-4. The result has

@@ -22,7 +22,10 @@ Rate = Annotated[
 ]
 Augment = Annotated[
     str | None,
-    typer.Option(help='Of images to learn from: "crop+flip", "crop+flip+cutmix", "flip", "none".'),
+    typer.Option(
+        help='Of images to learn from: "crop+flip", "crop+flip+cutmix", "flip", "none"; "both"'
+        ' behind "crop+" in place of "flip": each beside its mirror image.'
+    ),
 ]
 Mirrored = Annotated[
     bool | None,

@@ -26,16 +26,30 @@ from lighten.watch import every_output
 class Mirrored(nn.Module):
     """images (batch, channels, h, w) -> logits (batch, classes), of both views the mean; of a
     network with several outputs a tuple of them. Places inside it are those of `teacher`; what is
-    seen there last, which is what a watch keeps, is of the images as they are."""
+    seen there last, which is what a watch keeps, is of the images as they are. A batch whose second
+    half is the first in a mirror (`crop+both`) has both views, and is looked at once."""
 
     def __init__(self, teacher: nn.Module) -> None:
         super().__init__()
         self.teacher = teacher
 
     def forward(self, images: Tensor) -> Tensor | tuple[Tensor, ...]:
-        seen = [every_output(self.teacher(x)) for x in (images.flip(-1), images)]
-        found = tuple((one + other) / 2 for one, other in zip(*seen, strict=True))
+        if _beside_their_mirror_images(images):
+            halves = [x.chunk(2) for x in every_output(self.teacher(images))]
+            means = [(one + other) / 2 for one, other in halves]
+            found = tuple(torch.cat([mean, mean]) for mean in means)
+        else:
+            seen = [every_output(self.teacher(x)) for x in (images.flip(-1), images)]
+            found = tuple((one + other) / 2 for one, other in zip(*seen, strict=True))
         return found if len(found) > 1 else found[0]
+
+
+def _beside_their_mirror_images(images: Tensor) -> bool:
+    """Whether the second half of a batch is the first in a mirror: then both are looked at once."""
+    if len(images) % 2:
+        return False
+    one, other = images.chunk(2)
+    return torch.equal(one, other.flip(-1))
 
 
 def looking(teacher: nn.Module) -> tuple[nn.Module, str]:

@@ -157,6 +157,22 @@ def test_about_half_of_the_images_of_each_batch_are_mixed_and_none_has_a_label()
         assert 0.2 < mixed / n < 0.6  # some rectangles lie beside the image's middle, all in black
 
 
+@pytest.mark.parametrize("augment", ["crop+both", "crop+both+cutmix"])
+def test_each_image_comes_beside_its_own_mirror_image(augment: str) -> None:
+    course = ImageCourse(pictures(8), torch.arange(8), augment=augment, mean=(0.5,), std=(0.25,))
+    x, labels = course.batch(torch.arange(4), generator(0))
+    assert len(x) == 8
+    assert torch.equal(x[4:], x[:4].flip(-1))
+    assert not torch.equal(x[4:], x[:4])
+    if "cutmix" in augment:
+        assert labels is None
+    else:
+        assert labels is not None
+        assert labels.tolist() == [0, 1, 2, 3, 0, 1, 2, 3]
+    assert len(CourseFeed(course, 4, 1, seed=0).at(0)[0][0]) == 8  # a batch is of images as before
+    assert CourseFeed(course, 4, 1, seed=0).per_epoch == 2
+
+
 def test_a_lesson_of_labels_is_refused_where_there_are_none() -> None:
     x, y = pictures(8), torch.zeros(8, dtype=torch.long)
     ImageCourse(x, y, augment="crop+flip").check(frozenset({"labels"}))

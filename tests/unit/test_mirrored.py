@@ -71,10 +71,24 @@ def test_it_says_the_same_of_an_image_and_of_its_mirror_image() -> None:
     assert torch.allclose(twice(X), (network(X) + network(X.flip(-1))) / 2)
 
 
+@torch.no_grad()
+def test_of_images_beside_their_mirror_images_it_looks_at_each_once() -> None:
+    network, seen = classifier(), list[int]()
+    network.module.register_forward_hook(lambda _, inputs, found: seen.append(len(inputs[0])))
+    twice = Mirrored(network.module)
+    plain = twice(X)
+    assert seen == [32, 32]
+    seen.clear()
+    both = twice(torch.cat([X, X.flip(-1)]))
+    assert seen == [64]
+    assert torch.allclose(both, torch.cat([plain, plain]), atol=1e-6)
+
+
 def test_it_looks_twice_where_that_makes_sense() -> None:
     network, logits = classifier(), Lesson.parse("logits:1")
     assert mirrors(None, network, logits, course("flip"))
     assert mirrors(True, network, logits, course("crop+flip+cutmix"))
+    assert mirrors(None, network, logits, course("crop+both"))
     assert not mirrors(False, network, logits, course("flip"))
     assert not mirrors(None, network, logits, course("none"))
     inside = Lesson.parse("logits:1,hidden:1")
