@@ -13,6 +13,7 @@ from torch import Tensor
 import lighten
 from lighten.images import Images
 from lighten.network_weights import load_weights, read_weights
+from lighten.stepwise import divergence as apart
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples" / "models"))
 import cifar_resnet
@@ -37,3 +38,16 @@ def right(run: Callable[[Tensor], Tensor], test: Images, batch: int = 250) -> fl
         rows = slice(start, start + batch)
         found += int((run(test.tensor(rows)).argmax(1) == test.labels(rows)).sum())
     return found / test.count
+
+
+@torch.no_grad()
+def divergence(
+    run: Callable[[Tensor], Tensor], teacher: Callable[[Tensor], Tensor], test: Images,
+    batch: int = 250,
+) -> float:  # fmt: skip
+    """KL divergence from the teacher, in nats, the mean over the test images."""
+    total = 0.0
+    for start in range(0, test.count, batch):
+        images = test.tensor(slice(start, start + batch))
+        total += len(images) * float(apart(teacher(images), run(images)))
+    return total / test.count

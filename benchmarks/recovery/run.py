@@ -31,7 +31,7 @@ from lighten.runtimes.onnxruntime import Session
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
-from cifar import NORM, TRAINING, right, trained  # noqa: E402
+from cifar import NORM, TRAINING, divergence, right, trained  # noqa: E402
 
 CALIBRATION, INTEGERS = 2048, 1024
 """Images that widths and compensation, and that integers are calibrated on."""
@@ -95,9 +95,10 @@ def _row(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
             mirrored=args.mirrored, folder=folder / name, seed=args.seed,
         )  # fmt: skip
 
+    twice = Mirrored(original.module)
     row: dict[str, Any] = {
         "network": args.network, "original": right(original.module, test),
-        "original_mirrored": right(Mirrored(original.module), test), "first": args.first,
+        "original_mirrored": right(twice, test), "first": args.first,
     }  # fmt: skip
     start, minutes = original, 0.0
     if args.first is not None:
@@ -121,6 +122,7 @@ def _row(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     }
     return {
         **row, "recovered": right(small.module, test),
+        "divergence": divergence(small.module, twice, test),
         **{f"{name}_onnxruntime": right(_session(path), test) for name, path in files.items()},
         **{f"{name}_bytes": path.stat().st_size for name, path in files.items()},
         "test_images": test.count, **found.metrics, "minutes": found.metrics["minutes"] + minutes,
