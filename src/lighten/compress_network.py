@@ -33,7 +33,7 @@ from lighten.run import Run, default_folder
 from lighten.samples import Samples
 from lighten.scales_stage import Scales, joined, rescaled
 from lighten.sparse import format_of, pattern_of
-from lighten.sparsify import sparsify
+from lighten.sparsify import sparsify, without_zeros
 from lighten.stage_log import logged
 from lighten.types import Budget, Plan, Spec
 
@@ -61,8 +61,9 @@ def compress_network(
 
     quantize: "int8" (or "w8a8"), "w4a8", "w4a4", "w8" and "w4" (weights alone), "none", "mixed"
     (each layer in the format that spends a budget in bytes or milliseconds best), or "auto": mixed
-    for such a budget, 8 bits without one. sparsity: of the weights that are left once the structure
-    stands, "0.5" or "2:4" (all layers but the first and the last). recovery: what is learned back
+    for such a budget, 8 bits without one, float with a sparsity. sparsity: of the weights that are
+    left once the structure stands, "0.5" or "2:4" (all layers but the first and the last); integers
+    are made of those, and zeros stay zero. recovery: what is learned back
     from the original before quantization. scales: how its integers learn from the original after
     that. multiple: channel counts are multiples of it (8 for milliseconds, else 1). evaluate:
     called with the network (a callable on batches), returns what counts, higher is better; else
@@ -79,11 +80,6 @@ def compress_network(
     bits = precision(quantize, limit)
     if sparsity is not None:
         pattern_of(sparsity)
-        if bits is not None:
-            raise WrongUse(
-                f"sparsity `{sparsity}` and quantize `{quantize}` at once",
-                "no runtime here gains from both: leave sparsity out, or quantize to `none`",
-            )
     if limit is None and bits is None and sparsity is None:
         raise WrongUse("there is nothing to do", 'give a budget, such as --budget "0.5 macs"')
     if bits is None:
@@ -148,8 +144,8 @@ def compress_network(
         if scales is not None and isinstance(made, Quantized):
             made, more = rescaled(job, made, scales, given)
             learned = joined(learned, more, before)
-        if sparse is not None and export == "checkpoint":
-            made = sparse
+        forms = {"checkpoint": made if sparse is None else without_zeros(made, sparse)}
+        dense, made = made, forms.get(export, made)
         exported = _export(job, made, plan, export)
         metrics = run.json(
             "metrics",
@@ -160,8 +156,8 @@ def compress_network(
             given=given,
         )  # fmt: skip
         if also is not None:
-            other = made if sparse is None else sparse if also == "checkpoint" else small
-            exported = _export(replace(job, exporter=exporters[also]), other, plan, also)
+            other = replace(job, exporter=exporters[also])
+            exported = _export(other, forms.get(also, dense), plan, also)
         look(job, made, small, plan, metrics, asked)
         kept(folder)
         return Result(folder, exported, plan, metrics, small.module)

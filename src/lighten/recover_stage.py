@@ -30,6 +30,7 @@ from lighten.progress import note, stage
 from lighten.quantized import Quantized
 from lighten.recover import recover
 from lighten.sparse import nearest
+from lighten.sparsify import mask_of
 from lighten.training_data import TrainingData, training_data
 from lighten.types import Compressed
 from lighten.usual_lesson import check_outputs, returned
@@ -117,7 +118,7 @@ def recovered(
     """
     key = sha256(given.encode())[:12]
     name, folder = f"recover/network-{key}", job.run.folder / "recover" / f"learning-{key}"
-    kept = {} if sparse is None else {n: _kept(w) for n, w in sparse.weights.items()}
+    kept = {} if sparse is None else {n: mask_of(w) for n, w in sparse.weights.items()}
     state = network.module.state_dict()
 
     def learn() -> Mapping[str, Tensor]:
@@ -172,12 +173,6 @@ def score(quality: Mapping[str, Any]) -> float:
 def _measured(job: Job, network: Network, what: str) -> dict[str, Any]:
     with stage(f"measure {what}"):
         return quality(job, network)
-
-
-def _kept(weight: Compressed) -> Tensor:
-    """(out, in) bool: what of a sparse weight is stored."""
-    _, grid = weight.format.unpack(weight.parts, weight.shape)
-    return grid["mask"]
 
 
 def _repacked(weight: Compressed, values: Tensor, kept: Tensor) -> Compressed:

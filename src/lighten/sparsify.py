@@ -12,8 +12,9 @@ from torch import Tensor
 from lighten.errors import WrongUse
 from lighten.moments import hessians
 from lighten.network import Network
+from lighten.quantized import Quantized
 from lighten.registry import solvers
-from lighten.sparse import format_of
+from lighten.sparse import format_of, nearest
 from lighten.types import Compressed, Spec, Stats
 
 SOLVER = "obs"
@@ -80,6 +81,34 @@ def solve(weight: Tensor, stats: Stats | None, spec: Spec) -> Compressed:
     grid = {k: torch.cat([g[k] for _, g in pairs]) for k in pairs[0][1]}
     shape = (weight.shape[0], weight.shape[1])
     return Compressed(spec, shape, format, format.pack(codes, grid))
+
+
+def without_zeros(made: Network | Quantized, sparse: Quantized) -> Quantized:
+    """The same numbers with what was pruned marked in a bitmask instead of stored.
+
+    made: what became of the network of `sparse`: itself, or its integers.
+    """
+    if not isinstance(made, Quantized):
+        return sparse
+    state = made.network.module.state_dict()
+    weights = dict(made.weights)
+    for name, pruned in sparse.weights.items():
+        kept = mask_of(pruned)
+        whole = made.weights.get(name)
+        if whole is None:  # a layer that stays float, though its batch norm may be folded by now
+            values = state[name].reshape(pruned.shape).float()
+            weights[name] = nearest(values, kept, format_of(pruned.spec), None, pruned.spec)
+            continue
+        spec = replace(whole.spec, sparsity=pruned.spec.sparsity)
+        codes, grid = whole.format.unpack(whole.parts, whole.shape)
+        weights[name] = format_of(spec).compressed(codes, {**grid, "mask": kept}, spec)
+    return replace(made, weights=weights)
+
+
+def mask_of(weight: Compressed) -> Tensor:
+    """(out, in) bool: what of a sparse weight is stored."""
+    _, grid = weight.format.unpack(weight.parts, weight.shape)
+    return grid["mask"]
 
 
 def with_weights(network: Network, weights: Mapping[str, Compressed]) -> Network:

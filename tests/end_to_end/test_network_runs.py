@@ -131,6 +131,9 @@ def test_bytes_are_predicted(here: Path, capsys: pytest.CaptureFixture[str]) -> 
         (["--quantize", "int8"], "checkpoint"),
         (["--sparsity", "0.5"], "checkpoint"),
         (["--sparsity", "0.5", "--export", "checkpoint"], "onnx"),
+        (["--sparsity", "0.5", "--quantize", "int8"], "checkpoint"),
+        (["--sparsity", "0.5", "--quantize", "w4", "--export", "checkpoint"], "onnx"),
+        (["--sparsity", "2:4", "--quantize", "mixed", "--budget", "20%"], "checkpoint"),
     ],
     ids=lambda value: "-".join(value).replace("--", "") if isinstance(value, list) else value,
 )
@@ -160,8 +163,11 @@ def test_another_file_of_the_same_network(
             assert torch.equal(stored[name], file[name]), name
     onnxruntime.check(names["onnx"])
     if "--sparsity" in options:
-        zeros = [float((t == 0).float().mean()) for t in stored.values() if t.dim() > 1]
-        assert max(zeros) >= 0.5
+        for tensors in (stored, file):
+            zeros = [float((t == 0).float().mean()) for t in tensors.values() if t.dim() > 1]
+            assert max(zeros) >= 0.5
+        rows = json.loads((here / "run/look/layers.json").read_text())
+        assert any(0.5 <= (row["sparsity"] or 0) < 0.6 for row in rows)
     assert main(["export", "run", "--to", to]) == 0
 
 

@@ -26,6 +26,7 @@ from lighten.graph_norms import has_norms, learning_norms
 from lighten.network import Network
 from lighten.network_quality import outputs
 from lighten.recover import Judge, recover
+from lighten.registry import exporters
 from lighten.samples import samples
 from lighten.shrink import graph_module, own_module
 from lighten.training_data import collected, training_data
@@ -338,6 +339,29 @@ def test_sparse_weights_recover_and_are_stored_with_their_zeros(tmp_path: Path) 
     weight = found.module.conv1.weight
     assert int((weight == 0).sum()) == weight.numel() // 2
     assert found.metrics["recover"][0]["taken"] in ("yes", "no")
+
+
+@pytest.mark.parametrize("codes", [False, True])
+def test_sparse_integers_learn_and_keep_their_zeros(tmp_path: Path, codes: bool) -> None:
+    how: dict[str, Any] = {"budget": None, "sparsity": "0.5", "quantize": "w4"}
+    plain = compress(tmp_path / "plain", **how, recover=None)
+    found = compress(
+        tmp_path / "run", **how, recover="2epochs", learn="30steps", learn_codes=codes or None
+    )
+    whole = compress(tmp_path / "whole", budget=None, quantize="w4", recover=None)
+    sizes = [run.metrics["after"]["bytes"] for run in (plain, found, whole)]
+    assert sizes[0] == sizes[1] < sizes[2]
+    assert [row["what"] for row in found.metrics["recover"]] == [
+        "weights", "scales and codes" if codes else "scales"
+    ]  # fmt: skip
+    stored = exporters["checkpoint"].open(found.exported)  # type: ignore[attr-defined]
+    sparse = {n: w for n, w in stored.weights.items() if w.spec.sparsity}
+    assert sparse
+    state = found.module.state_dict()
+    for name, weight in sparse.items():
+        gone = state[name].flatten(1) == 0
+        assert int(gone.sum()) == round(gone.numel() / 2)
+        assert not weight.dense()[gone].any()
 
 
 def test_integers_come_after_recovery(tmp_path: Path) -> None:

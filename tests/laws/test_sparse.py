@@ -11,7 +11,7 @@ from torch import Tensor
 from lighten.errors import BadInput, WrongUse
 from lighten.exchange import exchange
 from lighten.registry import formats, solvers
-from lighten.sparse import Sparse, pack_mask, pattern_of, unpack_mask
+from lighten.sparse import Sparse, nearest, pack_mask, pattern_of, unpack_mask
 from lighten.sweep import Factor, sweep
 from lighten.types import Compressed, Spec, Stats
 
@@ -230,6 +230,15 @@ def test_rows_can_be_taken_in_any_order(base: str, pattern: str) -> None:
     again = found.format.pack(codes, grid)
     assert all(torch.equal(again[k], p) for k, p in found.parts.items())
     assert torch.equal(found.dense(), found.format.decode(codes, grid))
+
+
+@pytest.mark.parametrize("base", BASES)
+def test_a_weight_may_lose_all_it_has(base: str) -> None:
+    spec, w = Spec.parse(f"{base}+0.5"), weight()
+    none = torch.zeros(w.shape, dtype=torch.bool)
+    found = nearest(w, none, Sparse.of(spec), None, spec)
+    assert not found.dense().any()
+    assert not mask(found.rows(torch.tensor([3, 1]))).any()
 
 
 def test_a_threshold_says_which_go() -> None:

@@ -21,6 +21,7 @@ from lighten.look.weights import MOST_LEVELS, histogram, levels, relative_error,
 from lighten.progress import stage
 from lighten.registry import formats, solvers
 from lighten.run import Run
+from lighten.sparse import format_of, nearest
 from lighten.types import Candidate, Compressed, Plan, Spec, Stats
 
 
@@ -81,6 +82,21 @@ def test_some_formats_have_levels_to_show() -> None:
     found = levels(solvers["rtn"](w, stats, Spec(format="q4_0", solver="rtn")))
     assert found is not None
     assert 12 <= len(found) <= 16
+
+
+@pytest.mark.parametrize("name", ["int4_g32", "int4_g32_sym", "f32"])
+def test_levels_of_what_was_pruned(name: str) -> None:
+    """The row that is shown has hardly anything left, or nothing at all."""
+    w = torch.randn(5, 64, generator=torch.Generator().manual_seed(1))
+    whole: Compressed = solvers["rtn"](w, None, Spec(format=name, solver="rtn"))
+    for left in (0, 1):
+        kept = torch.ones(5, 64, dtype=torch.bool)
+        kept[2, : 64 - left] = False
+        spec = Spec.parse(f"{name}+0.5")
+        sparse = nearest(w, kept, format_of(spec), None, spec)
+        assert torch.equal(sparse.dense() != 0, whole.dense().where(kept, torch.zeros(())) != 0)
+        found = levels(sparse)
+        assert found is None if name == "f32" else found is not None and 0 in found
 
 
 def test_the_relative_error() -> None:

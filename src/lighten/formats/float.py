@@ -68,7 +68,7 @@ class Float:
         return tensor_bytes(codes)
 
     def unpack_codes(self, packed: Tensor, n: int) -> Tensor:
-        return packed.contiguous().view(self.dtype).reshape(-1, n)
+        return packed.contiguous().view(self.dtype).reshape(len(packed), n)
 
 
 for _name, _dtype in (("f16", torch.float16), ("bf16", torch.bfloat16), ("f32", torch.float32)):

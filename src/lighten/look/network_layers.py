@@ -57,6 +57,7 @@ def layers(
     folded = values.network is not small
     known = _state(transforms["fold_batchnorm"](original) if folded else original)
     new, weights, limits = _state(values.network), values.weights, ranges(values)
+    pruned = _state(small)
     before, after = macs(original), weight_macs(macs(small), small.module.state_dict())
     found = []
     for layer in original.layers:
@@ -65,9 +66,8 @@ def layers(
         dense = new[layer.name] if weight is None else weight.dense().view(new[layer.name].shape)
         size = _bytes(new[layer.name]) if weight is None else weight.nbytes()
         count, units = dense.numel(), None if axis is None else plan.widths.get(axis.name)
-        gone = 0.0  # rounding to few bits leaves zeros too, which nobody asked for
-        if weight is None or weight.spec.sparsity:
-            gone = float((dense == 0).float().mean())
+        # counted before rounding: few bits leave zeros too, which nobody asked for
+        gone = float((pruned[layer.name] == 0).float().mean())
         row |= {
             "parameters_after": count,
             "bytes_after": size,

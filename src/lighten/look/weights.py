@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lighten.sparse import pinned
 from lighten.types import Compressed
 
 BINS = 32
@@ -58,11 +59,14 @@ def levels(weight: Compressed) -> list[float] | None:
 
     None where they are more than 64, or where codes are not numbers of their own (codebooks).
     """
-    format = weight.format
+    format: Any = weight.format
     if format.step != 1 or weight.shape[1] == 0:
         return None
     row = weight.rows(torch.tensor([weight.shape[0] // 2]))
     codes, grid = format.unpack(row.parts, row.shape)
+    if "mask" in grid:  # a weight that was pruned shows nothing of its scale
+        codes, grid = pinned(format.base, codes, grid)
+        format = format.base
     if codes.is_floating_point() or codes.shape != row.shape:
         return None
     low, high = int(codes.min()), int(codes.max())
