@@ -105,6 +105,38 @@ def learned_rounding(folder: Path) -> tuple[str, Table] | None:
     return text, (head, rows, (0, 2))
 
 
+def sparse_integers(folder: Path) -> tuple[str, Table] | None:
+    """What was removed -> accuracy and bytes, lighten and its peer side by side."""
+    found = read(folder, "sparse_integers")
+    if not found:
+        return None
+    original, *others = found["rows"]
+    peers = {r["sparsity"]: r for r in others if r["way"] != "lighten"}
+    rows = []
+    for r in others:
+        if r["way"] != "lighten":
+            continue
+        peer = peers[r["sparsity"]] if not r["recover"] else {}
+        rows.append((
+            r["sparsity"] or "none", r["recover"] or "", fine(r["accuracy"]),
+            fine(peer.get("accuracy")), _kb(r, "checkpoint_bytes"), _kb(r, "onnx_bytes"),
+            _kb(r, "onnx_packed"), _kb(peer, "onnx_packed"),
+            f"{original['onnx_bytes'] / r['checkpoint_bytes']:.1f}",
+        ))  # fmt: skip
+    text = (
+        f"As float32: {fine(original['accuracy'])}, {_kb(original, 'onnx_bytes')} kB as ONNX."
+        f" {found['test_images']:,} test images in onnxruntime, {found['calibration']:,} to"
+        " calibrate on."
+    )
+    head = ("removed", "recovered", "lighten int8", "peer int8", "checkpoint, kB", "ONNX, kB",
+            "ONNX zipped, kB", "peer's zipped, kB", "float ONNX ÷ checkpoint")  # fmt: skip
+    return text, (head, rows, (0, 1))
+
+
+def _kb(row: Mapping[str, Any], key: str) -> str:
+    return f"{row[key] / 1000:.0f}" if key in row else ""
+
+
 def half_latency(folder: Path) -> tuple[str, Table] | None:
     """Before, after and their ratio."""
     found = read(folder, "half_latency")

@@ -176,6 +176,7 @@ def pages(folder: Path = HERE) -> dict[Path, str]:
             "recovery": network(learning_tables.recovery(folder)),
             "recovery_memory": network(learning_tables.recovery_memory(folder)),
             "student": network(learning_tables.student(folder)),
+            "sparse_integers": network(network_tables.sparse_integers(folder)),
             "half_latency": network(network_tables.half_latency(folder)),
         },
         "README.md": {"results": results("en", folder)},

@@ -5,10 +5,20 @@ from __future__ import annotations
 from pathlib import Path
 
 from lighten.errors import BadInput, BadOutput
+from lighten.optimizers import RATE
 
 
 class BrokeDown(BadOutput):
     """Not finite after a network that came in sound has learned: what follows would be NaN."""
+
+
+def lower_rate(rate: float) -> str:
+    """What to try instead: a third, but no more than any optimizer usually takes.
+
+    >>> lower_rate(0.06), lower_rate(1e12)
+    ('0.02', '0.05')
+    """
+    return f"{min(rate / 3, max(RATE.values())):.2g}"
 
 
 def broke_down(
@@ -25,7 +35,7 @@ def broke_down(
             "what came in is at fault, not the rate: look for NaN and huge values in the data, in"
             " the network's weights, or in what it is judged and taught by",
         )
-    lower = f"a lower rate (it was {rate:g}, try {rate / 3:.2g})"
+    lower = f"a lower rate (it was {rate:g}, try {lower_rate(rate)})"
     if folder is None:
         hint = f"{lower}; with a folder the best state before is kept there"
     else:

@@ -16,11 +16,12 @@ from lighten import network_cost, network_results
 from lighten.atomic import write_text
 from lighten.cpu import saturates
 from lighten.errors import WrongUse
+from lighten.exporters.checkpoint import Built
 from lighten.job import Job, called, quality, quantized, runner
 from lighten.look.network import OUTPUTS, look, looked
 from lighten.network import Network
 from lighten.network_mixed import made_of, mixed
-from lighten.network_structure import structure
+from lighten.network_structure import read_curves, structure
 from lighten.pipeline import Result
 from lighten.precision import mixes, precision
 from lighten.preflight import preflight
@@ -32,10 +33,12 @@ from lighten.report import kept
 from lighten.run import Run, default_folder
 from lighten.samples import Samples
 from lighten.scales_stage import Scales, joined, rescaled
+from lighten.shrink import is_graph
 from lighten.sparse import format_of, pattern_of
 from lighten.sparsify import sparsify, without_zeros
 from lighten.stage_log import logged
 from lighten.types import Budget, Plan, Spec
+from lighten.widths import keep_of
 
 _OWN = ("accuracy", "evaluate")
 """What is said of the original: all else compares it with itself."""
@@ -145,7 +148,9 @@ def compress_network(
             made, more = rescaled(job, made, scales, given)
             learned = joined(learned, more, before)
         forms = {"checkpoint": made if sparse is None else without_zeros(made, sparse)}
+        writers = {"checkpoint": _checkpoint(job, plan, small, made)}
         dense, made = made, forms.get(export, made)
+        job = replace(job, exporter=writers.get(export, job.exporter))
         exported = _export(job, made, plan, export)
         metrics = run.json(
             "metrics",
@@ -156,7 +161,7 @@ def compress_network(
             given=given,
         )  # fmt: skip
         if also is not None:
-            other = replace(job, exporter=exporters[also])
+            other = replace(job, exporter=writers.get(also, exporters[also]))
             exported = _export(other, forms.get(also, dense), plan, also)
         look(job, made, small, plan, metrics, asked)
         kept(folder)
@@ -193,6 +198,18 @@ def _sparse(job: Job, network: Network, plan: Plan) -> tuple[Network, Quantized 
     with stage("prune weights"):
         pruned, weights = sparsify(network, job.samples.calibration, specs)
     return pruned, Quantized(pruned, weights, {})
+
+
+def _checkpoint(job: Job, plan: Plan, small: Network, made: Network | Quantized) -> Any:
+    """The exporter of checkpoints, told how `made` was built from the original, for lighten.load.
+    small: at the plan's widths, before it was rounded."""
+    stays = {}
+    if plan.widths:
+        keep = keep_of(read_curves(job.run.tensors("curves", dict)), plan.widths)
+        stays = {axis: units.tolist() for axis, units in keep.items()}
+    folded = isinstance(made, Quantized) and made.network is not small
+    built = Built(graph=is_graph(small.module), folded=folded)
+    return replace(exporters["checkpoint"], kept=stays, built=built)
 
 
 def _export(job: Job, made: Network | Quantized, plan: Plan, export: str) -> Path:

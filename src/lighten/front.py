@@ -378,9 +378,12 @@ def write_onnx(made: Any, path: str | Path, example_inputs: Any = None) -> Path:
 
 
 def load(factory: Callable[[], nn.Module], folder: str | Path) -> nn.Module:
-    """The smaller module that `Pruned.save` wrote; factory makes the whole one."""
-    from lighten import saved
+    """The smaller module that `Pruned.save`, or compress as a checkpoint, wrote; factory makes the
+    whole one."""
+    from lighten import open_checkpoint, saved
 
+    if open_checkpoint.is_checkpoint(Path(folder)):
+        return open_checkpoint.load(factory, Path(folder))
     return saved.load(factory, Path(folder))
 
 

@@ -154,6 +154,30 @@ class Network:
             )
 
 
+def described_inputs(inputs: Iterable[Tensor]) -> list[list[Any]]:
+    """[[shape, type], ...], for a JSON.
+
+    >>> described_inputs([torch.zeros(2, 3)])
+    [[[2, 3], 'float32']]
+    """
+    return [[list(x.shape), str(x.dtype).removeprefix("torch.")] for x in inputs]
+
+
+def inputs_of(described: Iterable[Any]) -> tuple[Tensor, ...]:
+    """Inputs of these shapes; raises TypeError, ValueError or AttributeError where they are none.
+
+    >>> inputs_of([[[1, 2], "int64"]])
+    (tensor([[0, 0]]),)
+    """
+    found = []
+    for shape, name in described:
+        dtype = getattr(torch, name)
+        if not isinstance(dtype, torch.dtype) or not all(isinstance(n, int) for n in shape):
+            raise TypeError(f"an input of {name} {shape}")
+        found.append(torch.zeros(shape, dtype=dtype))
+    return tuple(found)
+
+
 def _other_inputs(module: nn.Module, count: int) -> str:
     """The arguments of a module's forward where `count` positional ones are not what it takes."""
     if module._forward_pre_hooks:  # these may change the arguments

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lighten.breakdown import lower_rate
 from lighten.errors import BadOutput
 from lighten.network import Network
 from lighten.network_cost import quantity
@@ -123,7 +124,7 @@ def _broken(row: Mapping[str, Any]) -> str:
         else "what was there before it is kept"
     )
     scales = row["what"] != "weights"
-    way = "--learn none" if scales else f"--rate {row['rate'] / 3:.2g}"
+    way = "--learn none" if scales else f"--rate {lower_rate(row['rate'])}"
     return f"{row['what']}: {row['broke']}; {kept}. Try {way}, with another --out"
 
 

@@ -14,7 +14,7 @@ from lighten.containers.output import whole_folder
 from lighten.coupling.axes import Couplings, Keep, analyse, stored_names
 from lighten.depth import Blocks, take_blocks
 from lighten.errors import BadInput
-from lighten.network import Network
+from lighten.network import Network, described_inputs, inputs_of
 from lighten.pretrained import is_pretrained
 from lighten.shrink import graph_module, is_graph, own_module
 
@@ -41,7 +41,7 @@ def save(
         "lighten": 1,
         "blocks": {name: list(kept) for name, kept in sorted((blocks or {}).items())},
         "keep": {name: kept.tolist() for name, kept in sorted(keep.items())},
-        "inputs": [[list(x.shape), str(x.dtype).removeprefix("torch.")] for x in network.inputs],
+        "inputs": described_inputs(network.inputs),
         "graph": is_graph(network.module),
         "digest": network.digest,
     }
@@ -76,9 +76,27 @@ def load(factory: Callable[[], nn.Module], folder: Path) -> nn.Module:
     """
     folder = Path(folder)
     blocks, keep, inputs, graph, digest = _read(folder / KEPT)
-    whole = Network.of(factory(), inputs)
+    module = narrowed(Network.of(factory(), inputs), keep, graph, folder, blocks).module
+    if (folder / "config.json").is_file():
+        kind: Any = type(module)
+        module = kind.from_pretrained(folder, local_files_only=True)
+    else:
+        fill(module, _weights(folder / WEIGHTS), folder)
+    if Network(module, inputs).digest != digest:
+        raise BadInput(f"the weights in `{folder}` are not those that were saved", "copy it again")
+    return module.eval()
+
+
+def narrowed(
+    whole: Network, keep: Keep, graph: bool, folder: Path, blocks: Blocks | None = None
+) -> Network:
+    """The network with these blocks and units left, its weights not compensated. graph: as a graph.
+
+    folder: where it is said what stays; raises BadInput where that is of another network. `whole`
+    loses its blocks.
+    """
     try:
-        take_blocks(whole.module, blocks)
+        take_blocks(whole.module, blocks or {})
         couplings = analyse(whole) if keep else None
         if couplings is not None:
             couplings.check(keep)
@@ -88,15 +106,7 @@ def load(factory: Callable[[], nn.Module], folder: Path) -> nn.Module:
             "give the factory of the network that was shrunk",
         ) from error
     build = graph_module if graph else own_module
-    module = whole.module if couplings is None else build(whole, couplings, keep).module
-    if (folder / "config.json").is_file():
-        kind: Any = type(module)
-        module = kind.from_pretrained(folder, local_files_only=True)
-    else:
-        _fill(module, folder)
-    if Network(module, inputs).digest != digest:
-        raise BadInput(f"the weights in `{folder}` are not those that were saved", "copy it again")
-    return module.eval()
+    return whole if couplings is None else build(whole, couplings, keep)
 
 
 def kept(folder: Path) -> tuple[dict[str, list[int]], Keep]:
@@ -105,14 +115,22 @@ def kept(folder: Path) -> tuple[dict[str, list[int]], Keep]:
     return blocks, keep
 
 
-def _fill(module: nn.Module, folder: Path) -> None:
+def _weights(path: Path) -> dict[str, Tensor]:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     try:
-        state: dict[str, Tensor] = load_file(folder / WEIGHTS)
+        found: dict[str, Tensor] = load_file(path)
     except (SafetensorError, OSError) as error:
-        raise BadInput(f"`{folder / WEIGHTS}` cannot be read: {error}", "copy it again") from error
+        raise BadInput(f"`{path}` cannot be read: {error}", "copy it again") from error
+    return found
+
+
+def fill(module: nn.Module, state: dict[str, Tensor], folder: Path) -> None:
+    """Put the tensors of `folder` into the module; raises BadInput where they are not all its own.
+
+    Those that are tied are stored once, and added to `state`.
+    """
     own = module.state_dict()
     for name, first in stored_names(module).items():
         if name in own and name not in state and first in state:
@@ -138,13 +156,7 @@ def _read(path: Path) -> tuple[dict[str, list[int]], Keep, tuple[Tensor, ...], b
         body = json.loads(path.read_text(encoding="utf-8"))
         keep = {str(k): torch.tensor(v, dtype=torch.int64) for k, v in body["keep"].items()}
         blocks = {str(k): [int(i) for i in v] for k, v in body.get("blocks", {}).items()}
-        inputs = []
-        for shape, dtype in body["inputs"]:
-            kind = getattr(torch, dtype)
-            if not isinstance(kind, torch.dtype) or not all(isinstance(n, int) for n in shape):
-                raise TypeError(f"an input of {dtype} {shape}")
-            inputs.append(torch.zeros(shape, dtype=kind))
-        return blocks, keep, tuple(inputs), bool(body["graph"]), str(body["digest"])
+        return blocks, keep, inputs_of(body["inputs"]), bool(body["graph"]), str(body["digest"])
     except OSError as error:
         raise BadInput(f"`{path}` cannot be read: {error}", "a folder that `save` wrote") from error
     except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:

@@ -20,7 +20,9 @@ class Simulation(nn.Module):
     def __init__(self, quantized: Quantized) -> None:
         super().__init__()
         self.quantized = quantized
-        self.graph_module = quantized.network.flexible
+        flexible = quantized.network.flexible
+        # what torch.export makes refuses train() and eval(), though it has no mode
+        self.graph_module = fx.GraphModule(flexible, flexible.graph)
         self.replaced = replaced_parameters(quantized, self.graph_module)
 
     def forward(self, *inputs: Tensor) -> Any:
@@ -28,7 +30,8 @@ class Simulation(nn.Module):
 
         def see(node: fx.Node, value: Any) -> Any:
             if node.op == "get_attr":
-                return self.replaced.get(str(node.target), value)
+                found = self.replaced.get(str(node.target))
+                return value if found is None else found.to(value.device)
             edge = edges.get(node.name)
             return value if edge is None else quantize_values(value, edge)
 
@@ -38,7 +41,7 @@ class Simulation(nn.Module):
 def replaced_parameters(quantized: Quantized, graph: fx.GraphModule) -> dict[str, Tensor]:
     """Parameter -> its value as the runtime has it: decoded weights, biases on int32 grids."""
     found: dict[str, Tensor] = {}
-    state = dict(graph.named_parameters()) | dict(graph.named_buffers())
+    state = dict(graph.named_parameters(remove_duplicate=False)) | dict(graph.named_buffers())
     for name, weight in quantized.weights.items():
         like = state[name]
         found[name] = weight.dense().reshape(like.shape).to(like)
@@ -48,7 +51,8 @@ def replaced_parameters(quantized: Quantized, graph: fx.GraphModule) -> dict[str
             continue
         sources = tensors_of(node)
         edge = quantized.edges.get(sources[0].name) if sources else None
-        if edge is not None and bias.op == "get_attr":
+        integers = "scale" in quantized.weights[read].parts  # else a float weight, only sparse
+        if edge is not None and integers and bias.op == "get_attr":
             steps = bias_steps(edge, quantized.weights[read])
             found[str(bias.target)] = round_bias(state[str(bias.target)], steps)
     return found

@@ -23,7 +23,7 @@ from lighten import compress_network, errors, job, network_cost, network_structu
 from lighten.cli import main
 from lighten.registry import exporters
 from lighten.runtimes import onnxruntime
-from small_networks import SIDE, images, labels, trained
+from small_networks import SIDE, Residual, images, labels, trained
 
 X = images(96)
 
@@ -162,6 +162,12 @@ def test_another_file_of_the_same_network(
         if "quantize" in "".join(options):
             assert torch.equal(stored[name], file[name]), name
     onnxruntime.check(names["onnx"])
+    opened = lighten.load(Residual, names["checkpoint"])
+    [found] = onnxruntime.run(names["onnx"], X[:8])
+    with torch.no_grad():
+        near = (opened(X[:8]) - found).abs().max() / found.abs().max()
+    # of what rounds tensors, some lie between two codes
+    assert float(near) < (0.02 if "quantize" in "".join(options) else 1e-4)
     if "--sparsity" in options:
         for tensors in (stored, file):
             zeros = [float((t == 0).float().mean()) for t in tensors.values() if t.dim() > 1]

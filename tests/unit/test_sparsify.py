@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+import lighten
 from lighten.allocate import allocate
 from lighten.candidates import candidates
 from lighten.errors import BadInput, WrongUse
@@ -19,6 +20,7 @@ from lighten.moments import hessians
 from lighten.network import Network
 from lighten.quantized import Edge, Quantized
 from lighten.registry import exporters
+from lighten.simulate import Simulation
 from lighten.sparse import format_of, unpack_mask
 from lighten.sparsify import sparsify, with_weights
 from lighten.types import Compressed, Spec
@@ -166,6 +168,32 @@ def test_a_checkpoint_holds_sparse_weights_as_they_are(tmp_path: Path) -> None:
     fresh.load_state_dict(dict(found.tensors))
     x = data(4)
     assert torch.equal(fresh.eval()(x), given.network(x))
+
+
+def test_a_checkpoint_is_opened_as_a_module(tmp_path: Path) -> None:
+    given = sparse()
+    exporters["checkpoint"].write(given, tmp_path / "out")
+    opened = lighten.load(Small, tmp_path / "out")
+    assert torch.equal(opened(data(4)), Simulation(given)(data(4)))
+    assert torch.equal(opened.train().eval()(data(4)), Simulation(given)(data(4)))
+    exporters["checkpoint"].write(network(), tmp_path / "plain")
+    plain = lighten.load(Small, tmp_path / "plain")
+    assert type(plain) is Small
+    assert not plain.training
+    assert torch.equal(plain(data(4)), network()(data(4)))
+
+
+def test_a_checkpoint_of_another_network_is_not_opened(tmp_path: Path) -> None:
+    exporters["checkpoint"].write(sparse(), tmp_path / "out")
+    with pytest.raises(BadInput, match="differ in"):
+        lighten.load(lambda: nn.Sequential(Small()), tmp_path / "out")
+    about = tmp_path / "out" / "lighten.json"
+    body = json.loads(about.read_text())
+    for built, words in (({"inputs": [[[2], "no"]]}, "damaged"), ({"inputs": []}, "write it")):
+        about.write_text(json.dumps({**body, "built": built}))
+        with pytest.raises(BadInput) as caught:
+            lighten.load(Small, tmp_path / "out")
+        assert words in f"{caught.value.message} {caught.value.hint}"
 
 
 def test_other_tools_can_open_it_and_it_is_smaller(tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
     model.safetensors   every tensor of the state dict by its name; a compressed weight as its
                         parts, `name:part` (codes, scales, and of sparse weights the mask)
     lighten.json        specs and shapes of compressed weights, quantizers of edges, tied names,
-                        kept units, where the network came from
+                        kept units, how the network is built, where it came from
 
 Sparse weights are a bitmask and what stays: no runtime computes with that, but it is the smallest
 file, and reading gives plain dense tensors. No pickle anywhere.
@@ -23,7 +23,7 @@ from torch import Tensor
 from lighten.containers import folder
 from lighten.containers.safetensors import DTYPES, SHARD_BYTES, Entry, Lazy, Shards, Tensors
 from lighten.errors import BadInput, WrongUse
-from lighten.network import Network
+from lighten.network import Network, described_inputs, inputs_of
 from lighten.quantized import Edge, Quantized
 from lighten.registry import exporters
 from lighten.sparse import format_of
@@ -32,6 +32,19 @@ from lighten.types import Compressed, Spec
 
 ABOUT = "lighten.json"
 VERSION = 1
+
+
+@dataclass(frozen=True)
+class Built:
+    """How a network was built from the original. inputs: zeros in the shapes of its examples.
+
+    graph: it had to become a graph when it was narrowed. folded: batch norms are folded, and what
+    is rounded has a bias.
+    """
+
+    inputs: tuple[Tensor, ...] = ()
+    graph: bool = False
+    folded: bool = False
 
 
 @dataclass(frozen=True)
@@ -46,17 +59,20 @@ class Stored:
     edges: Mapping[str, Edge]
     kept: Mapping[str, list[int]]
     provenance: Mapping[str, Any]
+    built: Built = field(default_factory=Built)
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The exporter. kept (axis -> unit numbers) and provenance (JSON) go into the file with it."""
+    """The exporter. kept (axis -> unit numbers), provenance (JSON) and how it is built go into the
+    file with it, the shapes of its inputs without being told."""
 
     name: str = "checkpoint"
     holds: str = "networks"
     suffix: str = ""
     kept: Mapping[str, list[int]] = field(default_factory=dict)
     provenance: Mapping[str, Any] = field(default_factory=dict)
+    built: Built = field(default_factory=Built)
     shard_bytes: int = SHARD_BYTES
 
     def refuses(self, model: Any) -> str | None:
@@ -101,6 +117,8 @@ class Checkpoint:
             edges = {n: Edge(**e) for n, e in body["edges"].items()}
             tied = {str(n): str(first) for n, first in body["tied"].items()}
             kept, provenance = dict(body["kept"]), dict(body["provenance"])
+            how = body.get("built", {"inputs": []})  # older ones do not say
+            built = Built(inputs_of(how["inputs"]), bool(how.get("graph")), bool(how.get("folded")))
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise _damaged(path, f"{type(error).__name__}: {error}") from error
         names: dict[str, list[str]] = {n: [] for n in specs}
@@ -134,7 +152,7 @@ class Checkpoint:
         found = {*plain, *specs, *tied}
         if set(order) != found:
             raise _damaged(path, "its list of tensors is another")
-        return Stored(Tensors(order, load), Lazy(specs, weight), edges, kept, provenance)
+        return Stored(Tensors(order, load), Lazy(specs, weight), edges, kept, provenance, built)
 
     def _layout(self, network: Any) -> tuple[dict[str, bytes], Shards, dict[str, Tensor]]:
         """Small files, tensors as announced, and the tensors by name."""
@@ -163,6 +181,11 @@ class Checkpoint:
             "edges": {n: asdict(e) for n, e in sorted(edges.items())},
             "tied": tied,
             "kept": {n: [int(i) for i in units] for n, units in self.kept.items()},
+            "built": {
+                "inputs": described_inputs(_network(network).inputs),
+                "graph": self.built.graph,
+                "folded": self.built.folded,
+            },
             "provenance": {"source": _network(network).source, **self.provenance},
             "order": list(state),
         }
