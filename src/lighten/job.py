@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from lighten import network_cost
+from lighten.coupling import Couplings
 from lighten.network import Network
 from lighten.network_quality import all_outputs, measure_network
 from lighten.precision import Bits, group_of
@@ -61,6 +62,14 @@ class Job:
     def beside(self, before: Mapping[str, Any]) -> network_cost.Beside | None:
         """What candidates are timed in turns with; before: what was measured of the original."""
         return (self.original, float(before["p50_ms"])) if "p50_ms" in before else None
+
+
+def reserving(job: Job, couplings: Couplings) -> Job:
+    """The same, its exporter counting what a checkpoint says of the units that stayed, at most."""
+    if job.exporter.name != "checkpoint":
+        return job
+    every = {axis.name: range(axis.width) for axis in couplings.free}
+    return replace(job, exporter=replace(job.exporter, kept=every))
 
 
 def called(network: Network) -> str:

@@ -18,7 +18,7 @@ from lighten.coupling import Couplings, couple
 from lighten.decide import decide
 from lighten.errors import ImpossibleBudget
 from lighten.format_errors import FormatErrors, format_errors
-from lighten.job import Job, quality, runner
+from lighten.job import Job, quality, reserving, runner
 from lighten.mixed_cost import KEEP, Predicted, byte_terms, decisions_of, format_of, time_terms
 from lighten.mixture import Touch, layers, quantize_mixed
 from lighten.network import Network
@@ -136,6 +136,7 @@ def _joint(
     that branches add to at their width."""
     with stage("couple channels"):
         couplings = couple(job.network)
+    job = reserving(job, couplings)
     found = axis_curves(job, couplings)
     axes = free(couplings.axes, found)
     streams = {a.name for a in axes} - {a.name for a in branches(axes)}

@@ -17,7 +17,7 @@ from lighten.compensate import compensate
 from lighten.coupling import Couplings, couple
 from lighten.curves import curves
 from lighten.errors import ImpossibleBudget
-from lighten.job import Job, quality, roughly
+from lighten.job import Job, quality, reserving, roughly
 from lighten.network import Network
 from lighten.progress import note, stage
 from lighten.shrink import shrink
@@ -35,6 +35,7 @@ def structure(
     room = limit.amount(network_cost.now(limit, before))
     with stage("couple channels"):
         couplings = couple(job.network)
+    job = reserving(job, couplings)
     for name, nodes in couplings.unknown.items():
         note(f"operator {name} has no rule: what it touches keeps its width ({len(nodes)} places)")
     spent = network_cost.spend(

@@ -132,8 +132,16 @@ def test_bytes_are_predicted(here: Path, capsys: pytest.CaptureFixture[str]) -> 
         (["--sparsity", "0.5"], "checkpoint"),
         (["--sparsity", "0.5", "--export", "checkpoint"], "onnx"),
         (["--sparsity", "0.5", "--quantize", "int8"], "checkpoint"),
-        (["--sparsity", "0.5", "--quantize", "w4", "--export", "checkpoint"], "onnx"),
-        (["--sparsity", "2:4", "--quantize", "mixed", "--budget", "20%"], "checkpoint"),
+        pytest.param(
+            ["--sparsity", "0.5", "--quantize", "w4", "--export", "checkpoint"],
+            "onnx",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            ["--sparsity", "2:4", "--quantize", "mixed", "--budget", "20%"],
+            "checkpoint",
+            marks=pytest.mark.slow,
+        ),
     ],
     ids=lambda value: "-".join(value).replace("--", "") if isinstance(value, list) else value,
 )

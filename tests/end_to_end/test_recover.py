@@ -341,7 +341,7 @@ def test_sparse_weights_recover_and_are_stored_with_their_zeros(tmp_path: Path) 
     assert found.metrics["recover"][0]["taken"] in ("yes", "no")
 
 
-@pytest.mark.parametrize("codes", [False, True])
+@pytest.mark.parametrize("codes", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_sparse_integers_learn_and_keep_their_zeros(tmp_path: Path, codes: bool) -> None:
     how: dict[str, Any] = {"budget": None, "sparsity": "0.5", "quantize": "w4"}
     plain = compress(tmp_path / "plain", **how, recover=None)

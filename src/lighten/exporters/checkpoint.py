@@ -12,7 +12,7 @@ file, and reading gives plain dense tensors. No pickle anywhere.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -116,7 +116,8 @@ class Checkpoint:
             shapes = {n: tuple(int(s) for s in w["shape"]) for n, w in body["weights"].items()}
             edges = {n: Edge(**e) for n, e in body["edges"].items()}
             tied = {str(n): str(first) for n, first in body["tied"].items()}
-            kept, provenance = dict(body["kept"]), dict(body["provenance"])
+            kept = {str(n): _unpacked(units) for n, units in body["kept"].items()}
+            provenance = dict(body["provenance"])
             how = body.get("built", {"inputs": []})  # older ones do not say
             built = Built(inputs_of(how["inputs"]), bool(how.get("graph")), bool(how.get("folded")))
         except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -180,7 +181,7 @@ class Checkpoint:
             },
             "edges": {n: asdict(e) for n, e in sorted(edges.items())},
             "tied": tied,
-            "kept": {n: [int(i) for i in units] for n, units in self.kept.items()},
+            "kept": {n: _packed(units) for n, units in self.kept.items()},
             "built": {
                 "inputs": described_inputs(_network(network).inputs),
                 "graph": self.built.graph,
@@ -196,6 +197,23 @@ class Checkpoint:
 
 def _network(model: Network | Quantized) -> Network:
     return model.network if isinstance(model, Quantized) else model
+
+
+def _packed(units: Iterable[int]) -> str:
+    """A bit for each unit, the first one the lowest, in hex: as long whatever is kept below.
+
+    >>> _packed([0, 2, 5]), _unpacked("25")
+    ('25', [0, 2, 5])
+    """
+    bits = sum(1 << int(unit) for unit in units)
+    return bits.to_bytes((bits.bit_length() + 7) // 8, "little").hex()
+
+
+def _unpacked(units: str | list[int]) -> list[int]:
+    if not isinstance(units, str):  # as earlier ones have it
+        return [int(unit) for unit in units]
+    bits = int.from_bytes(bytes.fromhex(units), "little")
+    return [unit for unit in range(bits.bit_length()) if bits >> unit & 1]
 
 
 def _tied(state: Mapping[str, Tensor], weights: Mapping[str, Compressed]) -> dict[str, str]:
