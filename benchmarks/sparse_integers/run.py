@@ -57,13 +57,13 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         network = trained("resnet20", args.weights)
+        calibration = load_images(args.train, limit=CALIBRATION, **NORM).tensor(slice(None))
         whole = folder / "original.onnx"
         exporters["onnx"].write(network, whole)
         add({"way": "original", "sparsity": None, **_file(whole, test)})
         for share in SHARES:
             for length in dict.fromkeys((None, RECOVERED.get(str(share)))):
                 add(_ours(args, share, length, folder, test))
-            calibration = load_images(args.train, limit=CALIBRATION, **NORM).tensor(slice(None))
             add(_peer(network, share, calibration, folder, test))
     facts = {
         "network": "resnet20", "test_images": test.count, "calibration": CALIBRATION,

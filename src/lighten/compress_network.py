@@ -66,11 +66,11 @@ def compress_network(
     (each layer in the format that spends a budget in bytes or milliseconds best), or "auto": mixed
     for such a budget, 8 bits without one, float with a sparsity. sparsity: of the weights that are
     left once the structure stands, "0.5" or "2:4" (all layers but the first and the last); integers
-    are made of those, and zeros stay zero. recovery: what is learned back
-    from the original before quantization. scales: how its integers learn from the original after
-    that. multiple: channel counts are multiples of it (8 for milliseconds, else 1). evaluate:
-    called with the network (a callable on batches), returns what counts, higher is better; else
-    agreement with the original and, with labels, accuracy.
+    are made of those, and zeros stay zero. recovery: what is learned back from the original before
+    quantization. scales: how its integers learn from the original after that. multiple: channel
+    counts are multiples of it (8 for milliseconds, else 1). evaluate: called with the network (a
+    callable on batches), returns what counts, higher is better; else agreement with the original
+    and, with labels, accuracy.
 
     also: an exporter that writes what was made in its form too; then it is what the result names.
     asked: how all this is opened again, which the run keeps.
@@ -133,13 +133,12 @@ def compress_network(
             small, plan, plans = structure(job, limit, before)
         given, place = plan.to_json(), _place(job, export)
         done = also is None and run.whole(place, given=given) and looked(run, given)
+        small, sparse = _sparse(job, small, plan)
         if done and run.whole("metrics.json", given=given):
             stored = run.json("metrics", dict, given=given)
             if recovery is not None:
-                small, sparse = _sparse(job, small, plan)
                 small, *_ = recovered(job, small, sparse, recovery, before, given)
             return Result(folder, run.path(place), plan, stored, small.module)
-        small, sparse = _sparse(job, small, plan)
         learned: dict[str, Any] = {}
         if recovery is not None:
             small, sparse, learned = recovered(job, small, sparse, recovery, before, given)
@@ -147,23 +146,20 @@ def compress_network(
         if scales is not None and isinstance(made, Quantized):
             made, more = rescaled(job, made, scales, given)
             learned = joined(learned, more, before)
-        forms = {"checkpoint": made if sparse is None else without_zeros(made, sparse)}
-        writers = {"checkpoint": _checkpoint(job, plan, small, made)}
-        dense, made = made, forms.get(export, made)
-        job = replace(job, exporter=writers.get(export, job.exporter))
-        exported = _export(job, made, plan, export)
+        exporter, form = _form(job, plan, small, made, sparse, export)
+        exported = _export(replace(job, exporter=exporter), form, plan, export)
         metrics = run.json(
             "metrics",
             lambda: network_results.results(
-                *_both(job, before, made, small, exported, export, given), plans, plan,
-                [*small.notes, *exporter.notes(made)], data, limit, learned,
+                *_both(job, before, form, small, exported, export, given), plans, plan,
+                [*small.notes, *exporter.notes(form)], data, limit, learned,
             ),
             given=given,
         )  # fmt: skip
         if also is not None:
-            other = replace(job, exporter=writers.get(also, exporters[also]))
-            exported = _export(other, forms.get(also, dense), plan, also)
-        look(job, made, small, plan, metrics, asked)
+            exporter, other = _form(job, plan, small, made, sparse, also)
+            exported = _export(replace(job, exporter=exporter), other, plan, also)
+        look(job, form, small, plan, metrics, asked)
         kept(folder)
         return Result(folder, exported, plan, metrics, small.module)
 
@@ -200,16 +196,25 @@ def _sparse(job: Job, network: Network, plan: Plan) -> tuple[Network, Quantized 
     return pruned, Quantized(pruned, weights, {})
 
 
-def _checkpoint(job: Job, plan: Plan, small: Network, made: Network | Quantized) -> Any:
-    """The exporter of checkpoints, told how `made` was built from the original, for lighten.load.
-    small: at the plan's widths, before it was rounded."""
+def _form(
+    job: Job, plan: Plan, small: Network, made: Network | Quantized, sparse: Quantized | None,
+    to: str,
+) -> tuple[Any, Network | Quantized]:  # fmt: skip
+    """The exporter `to`, and `made` as it stores it. A checkpoint leaves zeros out, and says how
+    the network was built from the original, for lighten.load.
+
+    small: at the plan's widths, before it was rounded.
+    """
+    if to != "checkpoint":
+        return exporters[to], made
     stays = {}
     if plan.widths:
         keep = keep_of(read_curves(job.run.tensors("curves", dict)), plan.widths)
         stays = {axis: units.tolist() for axis, units in keep.items()}
     folded = isinstance(made, Quantized) and made.network is not small
     built = Built(graph=is_graph(small.module), folded=folded)
-    return replace(exporters["checkpoint"], kept=stays, built=built)
+    exporter = replace(exporters[to], kept=stays, built=built)
+    return exporter, made if sparse is None else without_zeros(made, sparse)
 
 
 def _export(job: Job, made: Network | Quantized, plan: Plan, export: str) -> Path:

@@ -14,7 +14,7 @@ from lighten.moments import hessians
 from lighten.network import Network
 from lighten.quantized import Quantized
 from lighten.registry import solvers
-from lighten.sparse import format_of, nearest
+from lighten.sparse import format_of, nearest, unpack_mask
 from lighten.types import Compressed, Spec, Stats
 
 SOLVER = "obs"
@@ -107,8 +107,7 @@ def without_zeros(made: Network | Quantized, sparse: Quantized) -> Quantized:
 
 def mask_of(weight: Compressed) -> Tensor:
     """(out, in) bool: what of a sparse weight is stored."""
-    _, grid = weight.format.unpack(weight.parts, weight.shape)
-    return grid["mask"]
+    return unpack_mask(weight.parts["mask"], weight.shape[1])
 
 
 def with_weights(network: Network, weights: Mapping[str, Compressed]) -> Network:

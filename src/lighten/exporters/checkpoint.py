@@ -12,7 +12,7 @@ file, and reading gives plain dense tensors. No pickle anywhere.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from lighten.errors import BadInput, WrongUse
 from lighten.network import Network, described_inputs, inputs_of
 from lighten.quantized import Edge, Quantized
 from lighten.registry import exporters
-from lighten.sparse import format_of
+from lighten.sparse import format_of, pack_mask, unpack_mask
 from lighten.tensors import safetensors_folder
 from lighten.types import Compressed, Spec
 
@@ -70,7 +70,7 @@ class Checkpoint:
     name: str = "checkpoint"
     holds: str = "networks"
     suffix: str = ""
-    kept: Mapping[str, list[int]] = field(default_factory=dict)
+    kept: Mapping[str, Sequence[int]] = field(default_factory=dict)
     provenance: Mapping[str, Any] = field(default_factory=dict)
     built: Built = field(default_factory=Built)
     shard_bytes: int = SHARD_BYTES
@@ -199,21 +199,23 @@ def _network(model: Network | Quantized) -> Network:
     return model.network if isinstance(model, Quantized) else model
 
 
-def _packed(units: Iterable[int]) -> str:
-    """A bit for each unit, the first one the lowest, in hex: as long whatever is kept below.
+def _packed(units: Sequence[int]) -> str:
+    """A bit for each unit, the first one the lowest, in hex: no longer the fewer are kept.
 
     >>> _packed([0, 2, 5]), _unpacked("25")
     ('25', [0, 2, 5])
     """
-    bits = sum(1 << int(unit) for unit in units)
-    return bits.to_bytes((bits.bit_length() + 7) // 8, "little").hex()
+    kept = torch.zeros(1, max(units, default=-1) + 1, dtype=torch.bool)
+    kept[0, list(units)] = True
+    return bytes(pack_mask(kept)[0].tolist()).hex()
 
 
 def _unpacked(units: str | list[int]) -> list[int]:
     if not isinstance(units, str):  # as earlier ones have it
         return [int(unit) for unit in units]
-    bits = int.from_bytes(bytes.fromhex(units), "little")
-    return [unit for unit in range(bits.bit_length()) if bits >> unit & 1]
+    packed = torch.tensor([list(bytes.fromhex(units))], dtype=torch.uint8)
+    found: list[int] = unpack_mask(packed, packed.numel() * 8)[0].nonzero().flatten().tolist()
+    return found
 
 
 def _tied(state: Mapping[str, Tensor], weights: Mapping[str, Compressed]) -> dict[str, str]:
